@@ -1,0 +1,1 @@
+"""What everything else stands on: cells, nodes, events, ports, encoding, redaction."""

@@ -1,0 +1,177 @@
+"""Where the rings meet: the protocols that a run needs, and the one table that says who implements them.
+
+Nothing here imports an implementation. :func:`load` finds one by ``(port, name)``: first what was registered in this
+process, then rath's own table, then entry points of the group ``rath.<port>`` that other packages declare.
+"""
+
+from __future__ import annotations
+
+import importlib
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar, runtime_checkable
+
+if TYPE_CHECKING:
+    from rath.core.events import Event
+    from rath.llm.provider import Provider
+    from rath.llm.types import RathLLMChatRequest, RathLLMChatResponse, RathLLMStreamDelta
+
+__all__ = [
+    "Engine",
+    "Middleware",
+    "ModelClient",
+    "RunLog",
+    "RunRequest",
+    "Runner",
+    "Tool",
+    "engine",
+    "load",
+    "names",
+    "register",
+]
+
+T = TypeVar("T")
+
+
+class Engine(Protocol):
+    """What drives runs. One a process; found by name, so that another kind can take its place."""
+
+    def start(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Run ``work()`` on the engine's loop soon. Any thread; never blocks."""
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run ``work`` on the engine's loop and wait. Raises ``WouldDeadlock`` on the loop's own thread."""
+
+    async def call(self, function: Callable[..., T], *args: Any) -> T:
+        """Run a synchronous function in a tool thread, with the caller's context variables."""
+
+    def on_loop_thread(self) -> bool:
+        """Whether the caller runs on the engine's loop."""
+
+
+@runtime_checkable
+class ModelClient(Protocol):
+    """A model, reached asynchronously: the one method that a run needs.
+
+    With ``stream=True`` it yields :class:`RathLLMStreamDelta` as they arrive; without, exactly one
+    :class:`RathLLMChatResponse`. Errors are :class:`rath.errors.ProviderError`. Closing the iterator ends the request.
+    """
+
+    @property
+    def provider(self) -> Provider: ...
+
+    def open_completion(
+        self, request: RathLLMChatRequest, *, stream: bool
+    ) -> AsyncIterator[RathLLMStreamDelta | RathLLMChatResponse]: ...
+
+
+class Tool(Protocol):
+    """What a run needs of a tool; ``rath.flow.tool.FlowToolCall`` is the class to derive from."""
+
+    parallel_safe: bool
+    idempotent: bool
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def description(self) -> str | None: ...
+    @property
+    def parameters(self) -> Mapping[str, Any]: ...
+    def resource_key(self, arguments: Mapping[str, Any]) -> tuple[str, ...]: ...
+    def __call__(self, session: Any, arguments: Mapping[str, Any]) -> Any: ...
+
+
+class RunLog(Protocol):
+    """The durable sink of a run: the session's log.
+
+    Every method raises ``PersistenceError`` at the first write that fails, and again ever after.
+    """
+
+    @property
+    def path(self) -> Path: ...
+
+    def on_event(self, event: Event) -> None:
+        """Append what the log keeps of ``event``. The terminal ``RunFinished`` writes the trailer and closes."""
+
+    def needs_sync(self) -> bool:
+        """Whether :meth:`sync` would have anything to do at this log's durability."""
+
+    def sync(self) -> None:
+        """Make what was appended durable (may block: call it in a thread)."""
+
+    def abandon(self) -> None:
+        """Release file and lock without a trailer. Idempotent, never raises."""
+
+
+class RunRequest(Protocol):
+    """What a middleware sees of a run before it starts."""
+
+    @property
+    def session_id(self) -> Any: ...
+    @property
+    def operator(self) -> str: ...
+
+
+Runner: TypeAlias = "Callable[[Any], AsyncIterator[Event]]"
+Middleware: TypeAlias = "Callable[[Runner], Runner]"
+
+
+_BUILT_IN: dict[tuple[str, str], str] = {
+    ("engine", "local"): "rath.runtime.engine:local_engine",
+    ("run", "session_loop"): "rath.runtime.driver:drive_loop",
+    ("run", "session_compress"): "rath.runtime.driver:drive_compress",
+    ("run", "custom"): "rath.runtime.custom:drive_custom",
+    ("log", "jsonl"): "rath.session.persistence.runlog:open_run_log",
+    ("tools", "merge"): "rath.flow.tool.table:merge_tools_for_loop",
+    ("backend", "local"): "rath.backend.local:LocalBackend",
+    ("client", "openai"): "rath.llm.openai:RathOpenAIChatClient",
+    ("client", "anthropic"): "rath.llm.anthropic:RathAnthropicChatClient",
+    ("client", "scripted"): "rath.llm.scripted:ScriptedClient.from_provider",
+    ("display", "session_html"): "rath.display.html:session_html",
+}
+_lock = threading.Lock()
+_registered: dict[tuple[str, str], Any] = {}
+
+
+def register(port: str, name: str, implementation: Any) -> None:
+    """Let ``name`` of ``port`` be ``implementation`` in this process, in place of what it was."""
+    with _lock:
+        _registered[port, name] = implementation
+
+
+def load(port: str, name: str) -> Any:
+    """The implementation ``name`` of ``port``, imported when first asked for. Raises ``KeyError`` if there is none."""
+    found = _registered.get((port, name))
+    if found is not None:
+        return found
+    target = _BUILT_IN.get((port, name))
+    if target is None:
+        for entry in entry_points(group=f"rath.{port}", name=name):
+            found = entry.load()
+            register(port, name, found)
+            return found
+        raise KeyError(name)
+    module_name, _, path = target.partition(":")
+    found = importlib.import_module(module_name)
+    for part in path.split("."):
+        found = getattr(found, part)
+    register(port, name, found)
+    return found
+
+
+def names(port: str) -> tuple[str, ...]:
+    """The names that :func:`load` knows for ``port``, rath's own first."""
+    known = [name for p, name in _BUILT_IN if p == port]
+    known += [name for p, name in _registered if p == port]
+    known += [entry.name for entry in entry_points(group=f"rath.{port}")]
+    return tuple(dict.fromkeys(known))
+
+
+def engine() -> Engine:
+    """The process's engine, started when first asked for."""
+    made: Engine = load("engine", "local")()
+    return made
+
+

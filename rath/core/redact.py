@@ -1,0 +1,82 @@
+"""Secrets by value: what must not reach a log, a page or a trace.
+
+A value is secret when it stands in an environment variable whose name says so, when a ``Provider`` holds it as its
+``api_key``, or when :func:`add_secret` was told. Redaction happens once, where a row's bytes are encoded
+(``session/chunk.py``). Values shorter than eight characters are skipped: they would blot out ordinary words.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import threading
+from collections.abc import Mapping
+
+__all__ = ["REDACTED", "add_secret", "redact_bytes", "redact_text", "scan_environment"]
+
+REDACTED = "[redacted]"
+MIN_LENGTH = 8
+_SECRET_NAME = re.compile(
+    r"(API_?KEY|ACCESS_?KEY|SECRET|TOKEN|PASSWORD|PASSWD|CREDENTIAL|PRIVATE_?KEY|AUTHORIZATION)", re.IGNORECASE
+)
+_log = logging.getLogger("rath.redact")
+
+_lock = threading.Lock()
+_values: set[str] = set()
+_warned_short = False
+_pattern: re.Pattern[bytes] | None = None
+_text_pattern: re.Pattern[str] | None = None
+
+
+def add_secret(value: str) -> None:
+    """Redact ``value`` from now on, wherever a row is encoded. Shorter than 8 characters: one warning, no effect."""
+    global _warned_short, _pattern, _text_pattern
+    if not value or value in _values:
+        return
+    with _lock:
+        if len(value) < MIN_LENGTH:
+            if not _warned_short:
+                _warned_short = True
+                _log.warning(
+                    "a secret shorter than %d characters is not redacted: it would match ordinary text", MIN_LENGTH
+                )
+            return
+        _values.add(value)
+        # The longest first, so that a secret that contains another is replaced whole.
+        ordered = sorted(_values, key=len, reverse=True)
+        # In a row's bytes the value stands as JSON text: escaped, and perhaps ASCII-safe.
+        forms = {
+            form
+            for v in ordered
+            for form in (v.encode("utf-8", "surrogatepass"), _json_body(v, False), _json_body(v, True))
+        }
+        _pattern = re.compile(b"|".join(re.escape(f) for f in sorted(forms, key=len, reverse=True)))
+        _text_pattern = re.compile("|".join(re.escape(v) for v in ordered))
+
+
+def _json_body(value: str, ascii_only: bool) -> bytes:
+    return json.dumps(value, ensure_ascii=ascii_only)[1:-1].encode("utf-8", "surrogatepass")
+
+
+def scan_environment(environ: Mapping[str, str] | None = None) -> None:
+    """Register the values of the environment's variables whose names look secret."""
+    for name, value in (os.environ if environ is None else environ).items():
+        if len(value) >= MIN_LENGTH and _SECRET_NAME.search(name):
+            add_secret(value)
+
+
+def redact_bytes(encoded: bytes) -> bytes:
+    """``encoded`` (JSON text) with every known secret replaced; the same object if there is none."""
+    if _pattern is None or _pattern.search(encoded) is None:
+        return encoded
+    return _pattern.sub(REDACTED.encode(), encoded)
+
+
+def redact_text(text: str) -> str:
+    """``text`` with every known secret replaced."""
+    return text if _text_pattern is None else _text_pattern.sub(REDACTED, text)
+
+
+scan_environment()
