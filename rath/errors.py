@@ -126,9 +126,7 @@ class ToolError(RathError):
         detail: the payload's ``detail``, cut at 4,000 characters.
     """
 
-    def __init__(
-        self, message: str = "", *, kind: str = "tool_execution_exception", detail: str | None = None
-    ) -> None:
+    def __init__(self, message: str = "", *, kind: str = "tool_execution_exception", detail: str | None = None) -> None:
         super().__init__(message)
         self.kind = kind
         self.detail = detail

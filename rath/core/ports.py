@@ -125,11 +125,11 @@ _BUILT_IN: dict[tuple[str, str], str] = {
     ("run", "custom"): "rath.runtime.custom:drive_custom",
     ("log", "jsonl"): "rath.session.persistence.runlog:open_run_log",
     ("tools", "merge"): "rath.flow.tool.table:merge_tools_for_loop",
+    ("tools", "schemas"): "rath.flow.tool.table:tools_dict_to_schemas",
     ("backend", "local"): "rath.backend.local:LocalBackend",
     ("client", "openai"): "rath.llm.openai:RathOpenAIChatClient",
     ("client", "anthropic"): "rath.llm.anthropic:RathAnthropicChatClient",
     ("client", "scripted"): "rath.llm.scripted:ScriptedClient.from_provider",
-    ("display", "session_html"): "rath.display.html:session_html",
 }
 _lock = threading.Lock()
 _registered: dict[tuple[str, str], Any] = {}
@@ -173,5 +173,3 @@ def engine() -> Engine:
     """The process's engine, started when first asked for."""
     made: Engine = load("engine", "local")()
     return made
-
-

@@ -105,8 +105,10 @@ class RathLLMChatRequest:
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild_request, ({f: getattr(self, f) for f in self.__dataclass_fields__ if f != "extra_create_args"},
-                                  dict(self.extra_create_args))
+        return _rebuild_request, (
+            {f: getattr(self, f) for f in self.__dataclass_fields__ if f != "extra_create_args"},
+            dict(self.extra_create_args),
+        )
 
 
 def _rebuild_request(fields: dict[str, Any], extra: dict[str, Any]) -> RathLLMChatRequest:

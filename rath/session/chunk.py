@@ -220,14 +220,17 @@ class ChunkTable:
         return self._digest or _compute_digest(self)
 
     @property
-    def digest_cost(self) -> int:
-        """How many rows :attr:`digest` would have to hash now."""
+    def known_digest(self) -> bytes | None:
+        """The digest if it has been computed, else ``None``. Hashes nothing."""
+        return self._digest
+
+    def digest_within(self, rows: int) -> bytes | None:
+        """The digest, if no more than ``rows`` rows have to be hashed for it; else ``None``."""
         node: ChunkTable | None = self
-        while node is not None:
-            if node._digest is not None:
-                return self._length - node._length
+        while node is not None and node._digest is None and self._length - node._length <= rows:
             node = node._parent
-        return self._length
+        hashed = self._length - (node._length if node is not None else 0)
+        return self.digest if hashed <= rows else None
 
 
 def _node(parent: ChunkTable, tail: tuple[ChunkRow, ...] | ChunkTable, added: int) -> ChunkTable:
@@ -302,9 +305,7 @@ def system_text_chunk(text: str) -> ChunkRow:
     return ChunkRow(ChunkKind.SYSTEM, {"content": text})
 
 
-def assistant_turn_chunk(
-    *, tool_calls: tuple[RathLLMToolCallPart, ...] | None, content: str | None = None
-) -> ChunkRow:
+def assistant_turn_chunk(*, tool_calls: tuple[RathLLMToolCallPart, ...] | None, content: str | None = None) -> ChunkRow:
     """One assistant message; the calls are kept in wire form."""
     wire = [
         {

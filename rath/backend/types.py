@@ -1,0 +1,406 @@
+"""What a sandbox is asked, what it answers, and what a backend has to implement.
+
+A failure inside a sandbox (a missing file, a timeout, a path that leads out) is an answer, ``ToolExecutionFailure``; an
+exception means that the sandbox itself cannot go on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from enum import Enum
+from types import TracebackType
+from typing import Any, ClassVar, Self
+from weakref import ReferenceType, WeakSet
+
+from rath.backend.calls import (
+    BackendTool,
+    BackendToolCodeRun,
+    BackendToolCommandRun,
+    BackendToolFilesExists,
+    BackendToolFilesList,
+    BackendToolFilesRead,
+    BackendToolFilesWrite,
+    CodeResult,
+    CommandResult,
+    FileContent,
+    FileEntries,
+    FileEntry,
+    FileWriteResult,
+    ToolExecutionFailure,
+    ToolResult,
+    WorkspaceDiff,
+)
+from rath.backend.gate import Gate
+from rath.backend.stream import Stream
+from rath.core import ports
+from rath.errors import SandboxBroken, SandboxClosed, SandboxError, UnsupportedBackendTool, UsageTypeError
+
+__all__ = [
+    "Backend",
+    "BackendSandbox",
+    "BackendSandboxSpec",
+    "BackendTool",
+    "BackendToolCodeRun",
+    "BackendToolCommandRun",
+    "BackendToolFilesExists",
+    "BackendToolFilesList",
+    "BackendToolFilesRead",
+    "BackendToolFilesWrite",
+    "Capabilities",
+    "CodeResult",
+    "CommandResult",
+    "FileContent",
+    "FileEntries",
+    "FileEntry",
+    "FileWriteResult",
+    "IsolationLevel",
+    "ToolExecutionFailure",
+    "ToolResult",
+    "WorkspaceDiff",
+    "close_unheld",
+    "open_sandboxes",
+]
+
+
+@dataclass
+class BackendSandboxSpec:
+    """How to open a sandbox; ``None`` leaves a field to the backend.
+
+    Args:
+        image: what the file system starts as, for backends that have images.
+        entrypoint: the sandbox's own main program, for backends that have one.
+        env: environment variables of every command.
+        timeout: how long a call may take that does not say so itself.
+        working_dir: the workspace.
+    """
+
+    image: str | None = None
+    entrypoint: Sequence[str] | None = None
+    env: Mapping[str, str] | None = None
+    timeout: timedelta | None = None
+    working_dir: str | None = None
+
+
+class IsolationLevel(str, Enum):
+    """What stands between a sandbox and the host."""
+
+    PROCESS = "process"
+    CONTAINER = "container"
+    MICROVM = "microvm"
+    VM = "vm"
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What a kind of backend can do, on any machine.
+
+    Args:
+        cold_start_ms_p50: the median time to open a sandbox, in milliseconds.
+        max_sandboxes: how many may be open at once; ``None`` for no limit.
+    """
+
+    isolation: IsolationLevel
+    supports_command: bool
+    supports_filesystem: bool
+    supports_code_interpreter: bool
+    cold_start_ms_p50: int | None = None
+    max_sandboxes: int | None = None
+
+
+# -- a sandbox --------------------------------------------------------------------------------------------------------
+
+
+class References:
+    """How many hold a sandbox: sessions and runs (through leases), and explicit ``acquire`` calls."""
+
+    __slots__ = ("count", "lock")
+
+    def __init__(self) -> None:
+        self.count = 0
+        # Reentrant: the garbage collector may release a lease inside any of our own critical sections.
+        self.lock = threading.RLock()
+
+
+_all: WeakSet[BackendSandbox] = WeakSet()
+_all_lock = threading.RLock()
+
+
+class _Held:
+    """The state of a sandbox that is not among its fields."""
+
+    references: References
+    gate: Gate
+    placement_ref: ReferenceType[Any] | None
+    _pid: int
+    _broken: str
+    _closing: asyncio.Future[None] | None
+
+    def __new__(cls, *_args: Any, **_kwargs: Any) -> Self:
+        # Not in `__init__`: a backend's own dataclass must not have to call it.
+        self = super().__new__(cls)
+        self.references = References()
+        self.gate = Gate()
+        self.placement_ref = None
+        self._pid = os.getpid()
+        self._broken = ""
+        self._closing = None
+        with _all_lock:
+            _all.add(self)  # type: ignore[arg-type]  # nothing but BackendSandbox derives from this
+        return self
+
+
+@dataclass(eq=False)
+class BackendSandbox(_Held):
+    """An open sandbox. Held by counting: ``with sandbox:`` or ``acquire``/``release``; the last release closes it.
+
+    Methods may be called from any thread. A backend may derive its own class from it.
+
+    Args:
+        handle: what the backend knows it by; ``local``: the path of the workspace.
+        closed: whether it is closed, or never was open.
+    """
+
+    backend: Backend
+    handle: str
+    spec: BackendSandboxSpec | None = None
+    closed: bool = False
+
+    @property
+    def refcount(self) -> int:
+        """How many hold it. 0 when just opened."""
+        return self.references.count
+
+    def acquire(self) -> BackendSandbox:
+        """Hold it once more; returns itself.
+
+        Raises:
+            SandboxClosed: it is closed.
+        """
+        with self.references.lock:
+            self.check_open()
+            self.references.count += 1
+        return self
+
+    def release(self) -> None:
+        """Hold it once less; the last one closes it, and waits until it is closed. Of a closed sandbox: nothing."""
+        with self.references.lock:
+            self.references.count = max(0, self.references.count - 1)
+            last = self.references.count == 0
+        if last:
+            close_unheld(self, block=True)
+
+    def __enter__(self) -> BackendSandbox:
+        return self.acquire()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.release()
+
+    def dispatch(self, call: BackendTool) -> ToolResult | bool:
+        """Run a call and wait for its answer.
+
+        Raises:
+            SandboxClosed: it is closed.
+            SandboxBroken: it died; the outcome of the call under way is unknown.
+        """
+        self.check()
+        return ports.engine().run(self.perform(call))
+
+    def stream(self, *, buffer: int = 0) -> Stream:
+        """A queue of calls that run in order. ``buffer``: at most so many unfinished, ``submit`` waits; 0: no limit."""
+        return Stream(self, buffer=buffer)
+
+    # -- for the rest of rath, on the engine's loop -------------------------------------------------------------------
+
+    def check(self) -> None:
+        """Raise :class:`SandboxClosed` or :class:`SandboxBroken` if no call can run."""
+        self.check_open()
+        if self._broken:
+            raise SandboxBroken(
+                f"sandbox {self.handle} broke earlier ({self._broken}). Place the session again: session = session.to(...)"
+            )
+
+    def check_open(self) -> None:
+        if self.closed or self._closing is not None:
+            raise SandboxClosed(
+                f"sandbox {self.handle} is closed. Open another, or place the session again: session = session.to(...)"
+            )
+
+    async def perform(self, call: BackendTool) -> ToolResult | bool:
+        """Run a call: the one way in, past the gate."""
+        await self.gate.enter()
+        try:
+            self.check()
+            return await self.backend._adispatch(self, call)
+        except UnsupportedBackendTool as error:
+            return ToolExecutionFailure("unsupported_tool", str(error))
+        except SandboxBroken as error:
+            self._broken = str(error)
+            raise
+        finally:
+            self.gate.leave()
+
+    async def diff(self) -> WorkspaceDiff:
+        """What changed in the workspace since its start."""
+        await self.gate.enter()
+        try:
+            self.check()
+            return await self.backend._adiff(self)
+        finally:
+            self.gate.leave()
+
+    async def shut(self, *, unless_held: bool = False) -> None:
+        """Close it, once; who comes later waits for the first. Does nothing in a forked child: it is its parent's."""
+        with self.references.lock:
+            if self.closed or self._pid != os.getpid() or (unless_held and self.references.count):
+                return
+            under_way = self._closing
+            if under_way is None:
+                closing = self._closing = asyncio.get_running_loop().create_future()
+        if under_way is not None:
+            await asyncio.shield(under_way)
+            return
+        try:
+            # Backends may take `closed` for "nothing to do", so it is set when they are done.
+            await self.backend._aclose(self)
+        finally:
+            self.closed = True
+            closing.set_result(None)
+
+
+def close_unheld(sandbox: BackendSandbox, *, block: bool) -> None:
+    """Close a sandbox that nobody holds: and wait if told to and not on the engine's own thread."""
+    if sandbox.closed or sandbox._pid != os.getpid():
+        return
+    engine = ports.engine()
+    if block and not engine.on_loop_thread():
+        engine.run(sandbox.shut(unless_held=True))
+    else:
+        engine.start(lambda: sandbox.shut(unless_held=True))
+
+
+def open_sandboxes() -> list[BackendSandbox]:
+    """Every sandbox that this process opened and has not closed."""
+    with _all_lock:
+        known = list(_all)
+    pid = os.getpid()
+    return [sandbox for sandbox in known if not sandbox.closed and sandbox._pid == pid]
+
+
+def _reset_in_child() -> None:
+    """A forked child has no threads but one: locks that others held, and calls that were under way, are gone."""
+    global _all_lock
+    _all_lock = threading.RLock()
+    for sandbox in list(_all):
+        sandbox.references.lock = threading.RLock()
+        sandbox.gate.reset()
+
+
+os.register_at_fork(after_in_child=_reset_in_child)
+
+
+# -- a backend --------------------------------------------------------------------------------------------------------
+
+
+class Backend(ABC):
+    """A way to open sandboxes. Derive from it and put ``@rath.backend.register("name")`` on the class.
+
+    Implement the coroutines ``_aopen``, ``_aclose`` and ``_adispatch``, which run on the engine's loop and must not block
+    it; or, where the work is synchronous, ``open``, ``close`` and ``dispatch``, which then run in tool threads.
+    """
+
+    name: ClassVar[str] = ""
+
+    @classmethod
+    @abstractmethod
+    def capabilities(cls) -> Capabilities:
+        """What this kind of backend can do."""
+
+    @classmethod
+    def is_available(cls) -> bool:
+        """Whether it works on this machine. Cheap: no network, no process."""
+        return True
+
+    @classmethod
+    def supported_calls(cls) -> frozenset[type[BackendTool]]:
+        """The kinds of call that it answers."""
+        can = cls.capabilities()
+        calls: set[type[BackendTool]] = set()
+        if can.supports_command:
+            calls.add(BackendToolCommandRun)
+        if can.supports_filesystem:
+            calls |= {BackendToolFilesRead, BackendToolFilesWrite, BackendToolFilesList, BackendToolFilesExists}
+        if can.supports_code_interpreter:
+            calls.add(BackendToolCodeRun)
+        return frozenset(calls)
+
+    def sandbox_count(self) -> int:
+        """How many of its sandboxes are open."""
+        return sum(sandbox.backend is self for sandbox in open_sandboxes())
+
+    # -- synchronous, for callers; each waits on the engine -----------------------------------------------------------
+
+    def open(self, spec: BackendSandboxSpec | None = None) -> BackendSandbox:
+        """Open a sandbox. Nobody holds it yet: use ``with``, or close it yourself."""
+        return ports.engine().run(self._aopen(spec))
+
+    def close(self, sandbox: BackendSandbox) -> None:
+        """Close a sandbox, whoever holds it. Closing again does nothing."""
+        if not sandbox.closed:
+            ports.engine().run(sandbox.shut())
+
+    def dispatch(self, sandbox: BackendSandbox, call: BackendTool) -> ToolResult | bool:
+        """Run a call in a sandbox and wait for its answer."""
+        return sandbox.dispatch(call)
+
+    # -- the hooks ----------------------------------------------------------------------------------------------------
+
+    async def _aopen(self, spec: BackendSandboxSpec | None = None) -> BackendSandbox:
+        """Open a sandbox."""
+        self._require("open", "_aopen")
+        return await ports.engine().call(self.open, spec)
+
+    async def _aclose(self, sandbox: BackendSandbox) -> None:
+        """Free what a sandbox uses; what still runs in it is killed."""
+        self._require("close", "_aclose")
+        await ports.engine().call(self.close, sandbox)
+
+    async def _adispatch(self, sandbox: BackendSandbox, call: BackendTool) -> ToolResult | bool:
+        """Run a call. A cancelled call kills what it started.
+
+        Raises:
+            UnsupportedBackendTool: it has no way to run this kind; becomes a :class:`ToolExecutionFailure`.
+            SandboxBroken: the sandbox died. No further call will be tried.
+        """
+        self._require("dispatch", "_adispatch")
+        return await ports.engine().call(self.dispatch, sandbox, call)
+
+    def _require(self, method: str, hook: str) -> None:
+        if getattr(type(self), method) is getattr(Backend, method):
+            raise UsageTypeError(f"{type(self).__name__} implements neither {hook} nor {method}: a backend has one of them")
+
+    # -- optional hooks: branching and comparing workspaces -----------------------------------------------------------
+
+    def _shares_files(self, spec: BackendSandboxSpec | None) -> bool:
+        """Whether two sandboxes opened with ``spec`` would share files."""
+        return False
+
+    async def _asnapshot(self, sandbox: BackendSandbox) -> object:
+        """A frozen copy of the workspace, for :meth:`_arestore`; calls wait meanwhile."""
+        raise UnsupportedBackendTool("a copy of a workspace (fork(sandbox='copy'))", self.name)
+
+    async def _arestore(self, spec: BackendSandboxSpec | None, snapshot: object) -> BackendSandbox:
+        """A new sandbox with the files of ``snapshot``, which is used up unless this raises."""
+        raise UnsupportedBackendTool("a copy of a workspace (fork(sandbox='copy'))", self.name)
+
+    async def _adiscard(self, snapshot: object) -> None:  # noqa: B027 - where there are no snapshots, nothing is to be freed
+        """Free a snapshot that nobody will restore."""
+
+    async def _adiff(self, sandbox: BackendSandbox) -> WorkspaceDiff:
+        """What changed in the workspace since its start."""
+        raise SandboxError(f"backend {self.name!r} cannot tell what changed in a workspace; `local` can")

@@ -1,0 +1,162 @@
+"""A run's stream of events: kept for those who come late, handed on to those who follow.
+
+The run emits whether or not anybody reads. A reader first gets what has passed (text deltas of finished messages are not
+kept: the message is), then follows live; a reader that stops early stops nothing. With no reader an event costs its
+creation and one append.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import queue
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
+from uuid import UUID
+
+from rath.core.events import (
+    DELTAS,
+    TERMINAL,
+    Event,
+    MessageFinished,
+    ReasoningDelta,
+    TextDelta,
+    ToolCallDelta,
+)
+
+__all__ = ["EventStream", "SessionEvents"]
+
+
+class EventStream:
+    """Emits and replays the events of one run. Emitting is for the engine's thread, reading for any."""
+
+    __slots__ = ("_deltas", "_history", "_lock", "_readers", "run_id", "seq", "session_id")
+
+    def __init__(self, run_id: UUID, session_id: UUID) -> None:
+        self.run_id = run_id
+        self.session_id = session_id
+        self.seq = 0
+        self._history: list[Event] = []
+        self._deltas: list[Event] = []
+        self._readers: tuple[Callable[[Event], None], ...] = ()
+        self._lock = threading.Lock()
+
+    @property
+    def has_readers(self) -> bool:
+        return bool(self._readers)
+
+    def emit(self, kind: type[Any], *fields: Any) -> Event:
+        """Make the next event of ``kind`` and hand it on. Positional fields, for speed: this is the hot path."""
+        with self._lock:
+            event: Event = kind(self.run_id, self.session_id, self.seq, time.time(), *fields)
+            self.seq += 1
+            if kind in DELTAS:
+                self._deltas.append(event)
+            else:
+                if kind is MessageFinished:
+                    self._deltas = []
+                self._history.append(event)
+            for push in self._readers:
+                push(event)
+        return event
+
+    def drop_deltas(self) -> None:
+        """Forget fragments of a message that will not be finished."""
+        with self._lock:
+            self._deltas = []
+
+    @property
+    def ended(self) -> bool:
+        return bool(self._history) and isinstance(self._history[-1], TERMINAL)
+
+    def subscribe(self, push: Callable[[Event], None]) -> Callable[[], None]:
+        """Replay what has passed into ``push``, then every event as it comes. Returns how to stop."""
+        with self._lock:
+            for event in self._history:
+                push(event)
+            for event in _coalesced(self._deltas):
+                push(event)
+            self._readers = (*self._readers, push)
+
+        def stop() -> None:
+            with self._lock:
+                self._readers = tuple(reader for reader in self._readers if reader is not push)
+
+        return stop
+
+
+def _coalesced(deltas: list[Event]) -> list[Event]:
+    """The fragments of an unfinished message, joined to one a kind (and one a tool call)."""
+    joined: dict[tuple[str, int], list[Any]] = {}
+    for delta in deltas:
+        index = delta.index if isinstance(delta, ToolCallDelta) else 0
+        joined.setdefault((type(delta).__name__, index), []).append(delta)
+    out: list[Event] = []
+    for parts in joined.values():
+        last = parts[-1]
+        head = (last.run_id, last.session_id, last.seq, last.at)
+        if isinstance(last, ToolCallDelta):
+            call_id = next((p.call_id for p in reversed(parts) if p.call_id), None)
+            name = "".join(p.name or "" for p in parts) or None
+            out.append(
+                ToolCallDelta(*head, last.index, call_id, name, "".join(p.arguments or "" for p in parts) or None)
+            )
+        else:
+            kind = TextDelta if isinstance(last, TextDelta) else ReasoningDelta
+            out.append(kind(*head, "".join(p.text for p in parts)))
+    return out
+
+
+class SessionEvents:
+    """The events of a session's run: iterate it, or iterate it with ``async for``; each iteration starts from the first.
+
+    Args:
+        stream: the run's stream; ``None`` for a session that no run made, which has no events.
+        kinds: only events of these types; the terminal event always comes.
+    """
+
+    def __init__(self, stream: EventStream | None, kinds: tuple[type[Any], ...] = ()) -> None:
+        self._stream = stream
+        self._kinds = (*kinds, *TERMINAL) if kinds else ()
+
+    def _wanted(self, event: Event) -> bool:
+        return not self._kinds or isinstance(event, self._kinds)
+
+    def __iter__(self) -> Iterator[Event]:
+        if self._stream is None:
+            return
+        inbox: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        stop = self._stream.subscribe(inbox.put)
+        try:
+            while True:
+                event = inbox.get()
+                if self._wanted(event):
+                    yield event
+                if isinstance(event, TERMINAL):
+                    return
+        finally:
+            stop()
+
+    async def __aiter__(self) -> AsyncIterator[Event]:
+        if self._stream is None:
+            return
+        loop = asyncio.get_running_loop()
+        inbox: asyncio.Queue[Event] = asyncio.Queue()
+
+        def push(event: Event) -> None:
+            # The reader's loop may be closed before the run ends.
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(inbox.put_nowait, event)
+
+        stop = self._stream.subscribe(push)
+        try:
+            while True:
+                event = await inbox.get()
+                if self._wanted(event):
+                    yield event
+                if isinstance(event, TERMINAL):
+                    return
+        finally:
+            stop()

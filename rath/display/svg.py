@@ -1,0 +1,156 @@
+"""The lineage graph as a static SVG: readable without colour, in light and in dark, without scripts or outside references."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from html import escape
+from uuid import UUID
+
+from rath.display.layout import Layout, layered
+from rath.display.text import clean, count, fit, one_line
+from rath.session.graph.kind import LineageKind
+from rath.session.graph.lineage import LineageNode
+
+__all__ = ["lineage_svg", "short_id", "summary"]
+
+_WIDE, _HIGH = 178, 50
+_COLUMN, _ROW = _WIDE + 26, _HIGH + 44
+_POINT = 30
+_MARGIN = 16
+_MAX_NODES = 5000
+_INSTRUCTED = frozenset({LineageKind.OP_SESSION_LOOP, LineageKind.OP_SESSION_COMPRESS})
+_FAMILY = {
+    LineageKind.OP_SESSION_LOOP: "loop",
+    LineageKind.OP_SESSION_COMPRESS: "loop",
+    LineageKind.OP_FORK: "fork",
+    LineageKind.OP_DETACH: "fork",
+    LineageKind.OP_MERGE: "merge",
+    LineageKind.OP_CUSTOM: "custom",
+}
+# One drawing a status, in a box of 16 by 16: told apart by shape, not by colour alone.
+_ICONS = {
+    "completed": '<circle class="i" cx="8" cy="8" r="7"/><path class="g" d="M4.5 8.3 7 10.8 11.6 5.6"/>',
+    "failed": '<path class="i" d="M5 1h6l4 4v6l-4 4H5l-4-4V5z"/><path class="g" d="M5.3 5.3l5.4 5.4M10.7 5.3l-5.4 5.4"/>',
+    "cancelled": '<rect class="i" x="1.5" y="1.5" width="13" height="13" rx="2"/><path class="g" d="M4.5 8h7"/>',
+    "running": '<path class="i" d="M3 1.5v13L14.5 8z"/>',
+    "pending": '<circle class="o" cx="8" cy="8" r="6.3" stroke-dasharray="3 2.2"/>',
+    "unknown": '<path class="o" d="M8 1.2 14.8 8 8 14.8 1.2 8z"/>',
+}
+# Hues of Okabe and Ito's palette, which people of every colour vision tell apart; text keeps a contrast above 7:1.
+_STYLE = """
+.rl{--ink:#1b1f24;--soft:#57606a;--edge:#8c959f;font:600 12.5px system-ui,-apple-system,"Segoe UI","DejaVu Sans",sans-serif}
+.rl .b{fill:#f3f4f6;stroke:#8c959f;stroke-width:1.4}.rl .loop .b{fill:#e1eff8;stroke:#0072b2}
+.rl .fork .b{fill:#fcf1d9;stroke:#b87d00}.rl .merge .b{fill:#dff3ec;stroke:#00805c}.rl .custom .b{fill:#f6e6f0;stroke:#a8517f}
+.rl .pending .b,.rl .unknown .b{stroke-dasharray:5 4}.rl .failed .b{stroke:#b84a00;stroke-width:2.6}
+.rl .marked .b{stroke-width:3.2}
+.rl text{fill:var(--ink)}.rl .s{fill:var(--soft);font-weight:400;font-size:10.8px}.rl .m{font-family:ui-monospace,Menlo,Consolas,"DejaVu Sans Mono",monospace}
+.rl .e{fill:none;stroke:var(--edge);stroke-width:1.5}.rl .a{stroke-dasharray:4 4}.rl .h{fill:var(--edge)}
+.rl .i{fill:#00805c}.rl .failed .i{fill:#b84a00}.rl .cancelled .i{fill:#57606a}.rl .running .i{fill:#0072b2}
+.rl .g{fill:none;stroke:#fff;stroke-width:2;stroke-linecap:round;stroke-linejoin:round}.rl .o{fill:none;stroke:var(--soft);stroke-width:1.6}
+@media (prefers-color-scheme:dark){.rl{--ink:#e6edf3;--soft:#a8b3bf;--edge:#768390}
+.rl .b{fill:#22272e;stroke:#768390}.rl .loop .b{fill:#0d2b40;stroke:#56b4e9}.rl .fork .b{fill:#362a0c;stroke:#e69f00}
+.rl .merge .b{fill:#0b2f25;stroke:#2fc296}.rl .custom .b{fill:#36202d;stroke:#cc79a7}.rl .failed .b{stroke:#ff8a3d}
+.rl .i{fill:#1f9d77}.rl .failed .i{fill:#d55e00}.rl .cancelled .i{fill:#768390}.rl .running .i{fill:#56b4e9}}
+""".replace("\n", "")
+
+
+def lineage_svg(nodes: Sequence[LineageNode], *, marked: Iterable[UUID] = ()) -> str:
+    """A lineage graph, top to bottom, as one ``<svg>`` element that stands alone or in a page.
+
+    Solid edges are what a session continues; dashed ones the instructions of the agent that did. A tooltip has the whole
+    of what a box sums up.
+
+    Args:
+        nodes: of :func:`rath.session.graph.lineage.collect`; beyond 5,000 the last 5,000 are drawn, and it says so.
+        marked: ids of nodes to draw with a thick border.
+    """
+    shown = list(nodes)[-_MAX_NODES:]
+    if not shown:
+        return _document([], 220, 40, "An empty lineage", '<text class="s" x="16" y="25">no sessions</text>')
+    layout = layered({node.id: node.parents for node in shown}, node_gap=_COLUMN, point_gap=_POINT)
+    width = layout.width + _WIDE + 2 * _MARGIN
+    height = (layout.layers - 1) * _ROW + _HIGH + 2 * _MARGIN
+    note = ""
+    if len(shown) < len(nodes):
+        note = f'<text class="s" x="{_MARGIN}" y="12">{len(nodes) - len(shown):,} earlier sessions are not drawn</text>'
+    by_id = {node.id: node for node in shown}
+    parts = [_edge(by_id[parent], by_id[child], layout) for parent, child in layout.routes]
+    thick = set(marked)
+    parts += [_box(node, layout.at[node.id], node.id in thick) for node in shown]
+    return _document(parts, width, height, f"Lineage of {count(len(nodes), 'session')}", note)
+
+
+def short_id(session_id: UUID) -> str:
+    """The first eight characters of an id: enough to tell sessions apart, and `rath sessions show` takes them."""
+    return session_id.hex[:8]
+
+
+def summary(node: LineageNode) -> str:
+    """Status, rows and tokens of a node, in a few words."""
+    parts = [node.status]
+    if node.rows is not None:
+        parts.append(count(node.rows, "row"))
+    if node.usage is not None:
+        parts.append(f"{node.usage.total_tokens:,} tok")
+    return " · ".join(parts)
+
+
+def _document(parts: list[str], width: float, height: float, title: str, note: str) -> str:
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" class="rl" role="img" width="{width:.0f}" height="{height:.0f}" '
+        f'viewBox="0 0 {width:.0f} {height:.0f}"><title>{escape(title)}</title><style>{_STYLE}</style>'
+        '<defs><marker id="rl-tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto">'
+        f'<path class="h" d="M0 .8 7.4 4 0 7.2z"/></marker></defs>{note}{"".join(parts)}</svg>'
+    )
+
+
+def _box(node: LineageNode, at: tuple[float, int], marked: bool) -> str:
+    x, y = at[0] + _MARGIN, at[1] * _ROW + _MARGIN
+    status = node.status if node.status in _ICONS else "unknown"
+    classes = f"{_FAMILY.get(node.kind, 'leaf')} {status}{' marked' if marked else ''}"
+    round_ = 9 if node.kind in _FAMILY else _HIGH / 2
+    return (
+        f'<g class="{classes}" transform="translate({x:.1f} {y:.1f})"><title>{escape(_tooltip(node))}</title>'
+        f'<rect class="b" width="{_WIDE}" height="{_HIGH}" rx="{round_:g}"/>'
+        f'<g transform="translate(13 17)">{_ICONS[status]}</g>'
+        f'<text x="38" y="22">{escape(fit(node.label or node.operator or "session", 18))}</text>'
+        f'<text class="s" x="38" y="38">{escape(fit(_second_line(node), 27))}</text></g>'
+    )
+
+
+def _second_line(node: LineageNode) -> str:
+    text = summary(node)
+    # A plain result needs no word beside its tick; anything else does.
+    return text.removeprefix("completed · ") if node.status == "completed" else text
+
+
+def _tooltip(node: LineageNode) -> str:
+    lines = [f"{clean(node.label)} · session {node.id}", f"{clean(node.operator)} ({node.kind.value}), {summary(node)}"]
+    if node.folded:
+        lines.append(f"after {count(node.folded, 'append')}")
+    lines += [f"{one_line(str(key))}: {one_line(str(value), 200)}" for key, value in node.extras[:12]]
+    return "\n".join(lines)
+
+
+def _edge(parent: LineageNode, child: LineageNode, layout: Layout[UUID]) -> str:
+    (x0, row0), (x1, row1) = layout.at[parent.id], layout.at[child.id]
+    middle = _WIDE / 2 + _MARGIN
+    points = [(x0 + middle, row0 * _ROW + _MARGIN + _HIGH)]
+    # A long edge passes its layers upright, so that it does not cut a corner through a box.
+    for x, row in layout.routes[parent.id, child.id]:
+        points += [(x + middle, row * _ROW + _MARGIN), (x + middle, row * _ROW + _MARGIN + _HIGH)]
+    points.append((x1 + middle, row1 * _ROW + _MARGIN - 1))
+    path = f"M{points[0][0]:.1f} {points[0][1]:.1f}"
+    for index, ((ax, ay), (bx, by)) in enumerate(zip(points, points[1:], strict=False)):
+        if index % 2:
+            path += f"V{by:.1f}"
+        else:
+            half = (ay + by) / 2
+            path += f"C{ax:.1f} {half:.1f} {bx:.1f} {half:.1f} {bx:.1f} {by:.1f}"
+    kind = "e a" if _instructs(parent.id, child) else "e"
+    return f'<path class="{kind}" d="{path}" marker-end="url(#rl-tip)"/>'
+
+
+def _instructs(parent: UUID, child: LineageNode) -> bool:
+    return child.kind in _INSTRUCTED and len(child.parents) > 1 and child.parents[-1] == parent
+

@@ -1,0 +1,239 @@
+"""What clients over HTTP share: credentials, SDK clients, and the course of a request.
+
+A request goes through the SDK's client as a ready-made body. The SDKs' own ``create`` walks every message of
+the history with its typed transformation: 25 ms for 101 messages, where encoding them takes 0.02.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from abc import abstractmethod
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Mapping
+from ipaddress import ip_address
+from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar
+from urllib.parse import urlsplit
+
+from rath.core import ports
+from rath.core.encoding import encode_json
+from rath.core.redact import add_secret
+from rath.errors import UsageError, UsageValueError
+from rath.llm.client import ChatClientBase
+from rath.llm.failure import Vendor, decode_reply, mapped_errors
+from rath.llm.fold import response_deltas
+from rath.llm.provider import Provider
+from rath.llm.types import RathLLMChatRequest, RathLLMChatResponse, RathLLMStreamDelta
+
+__all__ = ["HttpChatClient", "SdkClients", "StreamReader"]
+
+NO_KEY = "none"
+_SDK_OPTIONS = {"extra_headers": "headers", "extra_query": "params", "timeout": "timeout"}
+
+
+class Access(NamedTuple):
+    """How to reach a provider: what an SDK client is made of."""
+
+    api_key: str
+    base_url: str
+    timeout_s: float | None
+
+    def __repr__(self) -> str:
+        return f"Access(base_url={self.base_url!r})"
+
+
+def resolve_access(provider: Provider, vendor: Vendor) -> Access:
+    """Key and address: the provider's own, else the environment's.
+
+    A server on this machine needs no key. A key that is found is redacted from now on.
+
+    Raises:
+        UsageError: there is no key.
+        UsageValueError: the base URL is none.
+    """
+    base_url = provider.base_url or os.environ.get(vendor.url_variable) or vendor.default_url
+    parts = urlsplit(base_url)
+    if parts.scheme not in {"http", "https"} or not parts.hostname:
+        raise UsageValueError(
+            f"the base URL for {vendor.label} must start with http:// or https:// and name a host"
+        )
+    key = provider.api_key or os.environ.get(vendor.key_variable)
+    if key:
+        add_secret(key)
+        return Access(key, base_url, provider.timeout_s)
+    if not _is_loopback(parts.hostname):
+        raise UsageError(
+            f"no API key for {vendor.label}: set the environment variable {vendor.key_variable} or pass "
+            "Provider(api_key=…); `rath doctor` shows what is configured"
+        )
+    return Access(NO_KEY, base_url, provider.timeout_s)
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+class _Closable(Protocol):
+    def close(self) -> Coroutine[Any, Any, None]: ...
+
+
+C = TypeVar("C", bound=_Closable)
+
+
+class SdkClients(Generic[C]):
+    """One SDK client for each configuration and event loop.
+
+    Making one costs 26-30 ms, and its connections belong to the loop. A client is closed when its loop shuts
+    down: by the engine, or by ``asyncio.run``. A forked child starts with none.
+    """
+
+    def __init__(self, make: Callable[[Access], C]) -> None:
+        self._make = make
+        self._lock = threading.Lock()
+        self._by_loop: dict[
+            asyncio.AbstractEventLoop, dict[Access, tuple[C, AsyncGenerator[None, None]]]
+        ] = {}
+        self._inherited: list[Any] = []
+        os.register_at_fork(after_in_child=self._forget)
+
+    async def get(self, access: Access) -> C:
+        """The running loop's client for ``access``."""
+        loop = asyncio.get_running_loop()
+        clients = self._by_loop.get(loop)
+        if clients is None:
+            clients = self._add_loop(loop)
+        found = clients.get(access)
+        if found is not None:
+            return found[0]
+        client = self._make(access)
+        lifetime = _until_closed(client, lambda: clients.pop(access, None))
+        clients[access] = (client, lifetime)
+        # A started asynchronous generator is what a loop closes when it shuts down (`shutdown_asyncgens`).
+        await anext(lifetime)
+        engine = ports.engine()
+        at_close = getattr(engine, "at_close", None)
+        if at_close is not None and engine.on_loop_thread():
+            at_close(lifetime.aclose)
+        return client
+
+    def _add_loop(
+        self, loop: asyncio.AbstractEventLoop
+    ) -> dict[Access, tuple[C, AsyncGenerator[None, None]]]:
+        with self._lock:
+            for old in [old for old in self._by_loop if old.is_closed()]:
+                del self._by_loop[old]
+            return self._by_loop.setdefault(loop, {})
+
+    def _forget(self) -> None:
+        # Kept, not dropped: dropping would say goodbye on connections that are the parent's too.
+        self._inherited.append(self._by_loop)
+        self._by_loop = {}
+        self._lock = threading.Lock()
+
+
+async def _until_closed(client: _Closable, forget: Callable[[], object]) -> AsyncGenerator[None, None]:
+    try:
+        yield
+    finally:
+        forget()
+        await client.close()
+
+
+def split_sdk_options(arguments: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A request's body, and the options for the SDK that came with it.
+
+    ``extra_headers``, ``extra_query`` and ``timeout`` are such options. ``extra_body`` is merged into the
+    body. What is ``None`` is left out of it: ``extra_create_args={"store": None}`` takes a field out of the
+    request.
+    """
+    extra = arguments.pop("extra_body", None)
+    options = {
+        option: value
+        for name, option in _SDK_OPTIONS.items()
+        if (value := arguments.pop(name, None)) is not None
+    }
+    body = {name: value for name, value in arguments.items() if value is not None}
+    if extra:
+        body.update(extra)
+    return body, options
+
+
+class StreamReader(Protocol):
+    """Turns the events of one stream into deltas."""
+
+    def read(self, event: object) -> Iterator[RathLLMStreamDelta]:
+        """The deltas of the next event."""
+
+    def finish(self) -> None:
+        """The stream has ended. Raises ``ProviderError`` if it cannot have been the whole reply."""
+
+
+class HttpChatClient(ChatClientBase):
+    """A client over one of the SDKs. A vendor's client says how requests are written and replies are read."""
+
+    vendor: ClassVar[Vendor]
+    sdk_clients: ClassVar[SdkClients[Any]]
+
+    def __init__(self, provider: Provider) -> None:
+        self._provider = provider
+        self._access = resolve_access(provider, self.vendor)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._provider!r})"
+
+    @abstractmethod
+    def _arguments(self, request: RathLLMChatRequest, stream: bool) -> dict[str, Any]:
+        """The request in the vendor's form."""
+
+    @abstractmethod
+    def _response(self, reply: Mapping[str, Any]) -> RathLLMChatResponse:
+        """A whole reply in rath's form."""
+
+    @abstractmethod
+    def _reader(self) -> StreamReader: ...
+
+    async def open_completion(
+        self, request: RathLLMChatRequest, *, stream: bool
+    ) -> AsyncGenerator[RathLLMStreamDelta | RathLLMChatResponse, None]:
+        """One attempt at a completion; see :class:`rath.core.ports.ModelClient`.
+
+        Raises:
+            ProviderError: the provider could not be reached, refused, or sent what is no reply.
+            UsageError: the request cannot be said in the vendor's form, names no model, or cannot be encoded.
+        """
+        vendor, access = self.vendor, self._access
+        body, options = split_sdk_options(self._arguments(request, stream))
+        content = encode_json(body)
+        with mapped_errors(vendor, access.base_url, access.timeout_s):
+            sdk = await self.sdk_clients.get(access)
+            if not stream:
+                reply = await sdk.post(vendor.path, cast_to=bytes, content=content, options=options)
+                yield self._response(decode_reply(reply, vendor))
+                return
+            events = await sdk.post(
+                vendor.path,
+                cast_to=object,
+                content=content,
+                options=options,
+                stream=True,
+                stream_cls=vendor.stream_class,
+            )
+            try:
+                if "json" in events.response.headers.get("content-type", ""):
+                    # A server that does not stream answers all at once.
+                    reply = decode_reply(await events.response.aread(), vendor)
+                    for delta in response_deltas(self._response(reply)):
+                        yield delta
+                    return
+                reader = self._reader()
+                while (event := await anext(events, None)) is not None:
+                    for delta in reader.read(event):
+                        yield delta
+                reader.finish()
+            finally:
+                await events.close()

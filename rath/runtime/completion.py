@@ -1,0 +1,168 @@
+"""One model call, whoever the client is: ours, somebody's synchronous or asynchronous one, or an executor.
+
+Fragments are folded into a whole reply, handed to ``on_event`` in order, and emitted as events. A call is retried only
+while nothing of its reply has been seen.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
+from typing import Any
+
+from rath.core import events
+from rath.core.ports import Engine
+from rath.errors import ProviderError
+from rath.llm.fold import DeltaFold
+from rath.llm.retry import retry_delay_s
+from rath.llm.types import RathLLMChatRequest, RathLLMChatResponse, RathLLMStreamDelta
+from rath.runtime.lane import Lane
+from rath.session.request import RunRequest
+
+__all__ = ["Completer"]
+
+Emit = Callable[..., None]
+_END = object()
+
+
+class Completer:
+    """Makes the model calls of one run.
+
+    Args:
+        emit: takes an event's type and fields.
+        wants_deltas: whether somebody reads the run's events right now.
+    """
+
+    def __init__(
+        self, request: RunRequest, engine: Engine, lane: Lane, emit: Emit, wants_deltas: Callable[[], bool]
+    ) -> None:
+        self._request = request
+        self._engine = engine
+        self._lane = lane
+        self._emit = emit
+        self._wants_deltas = wants_deltas
+        source: Any = request.client if request.executor is None else request.executor
+        self._source = source
+        self._native = request.executor is None and hasattr(source, "open_completion")
+        self._can_stream = self._native or (request.executor is None and hasattr(source, "complete_stream"))
+
+    async def complete(self, request: RathLLMChatRequest) -> RathLLMChatResponse:
+        """The whole reply.
+
+        Raises:
+            ProviderError: the model failed and may not be asked again, or sent a reply without choices.
+            BaseException: whatever else the client, or ``on_event``, raised.
+        """
+        failures = 0
+        while True:
+            stream = self._can_stream and (self._request.on_event is not None or self._wants_deltas())
+            seen: list[bool] = []
+            try:
+                response = await (self._streamed(request, seen) if stream else self._whole(request))
+            except ProviderError as error:
+                failures += 1
+                delay_s = None if seen else retry_delay_s(self._request.provider, error, failures)
+                if delay_s is None:
+                    raise
+                self._emit(events.Retried, failures, str(error), delay_s)
+                await asyncio.sleep(delay_s)
+                continue
+            if not isinstance(response, RathLLMChatResponse):
+                raise ProviderError(
+                    f"{type(self._source).__name__} returned {type(response).__name__} instead of a RathLLMChatResponse"
+                )
+            if not response.choices:
+                raise ProviderError("the model's reply has no choices: the server sent an empty or foreign response")
+            return response
+
+    async def _whole(self, request: RathLLMChatRequest) -> Any:
+        source = self._source
+        if self._native:
+            response = None
+            async with aclosing(source.open_completion(request, stream=False)) as items:
+                async for item in items:
+                    response = item
+            return response
+        return await self._maybe_async(source.complete, request)
+
+    async def _maybe_async(self, function: Callable[..., Any], *args: Any) -> Any:
+        if inspect.iscoroutinefunction(function):
+            return await function(*args)
+        result = await self._engine.call(function, *args)
+        return await result if inspect.isawaitable(result) else result
+
+    # -- streaming ----------------------------------------------------------------------------------------------------
+
+    async def _streamed(self, request: RathLLMChatRequest, seen: list[bool]) -> RathLLMChatResponse:
+        fold = DeltaFold()
+        callback = self._request.on_event
+        async with aclosing(self._deltas(request)) as deltas:
+            async for delta in deltas:
+                if not seen:
+                    seen.append(True)
+                if callback is not None:
+                    self._lane.call(callback, delta)
+                self._emit_delta(delta)
+                fold.add(delta)
+        await self._lane.settle()
+        return fold.response(request.model or self._request.provider.model or "")
+
+    def _emit_delta(self, delta: RathLLMStreamDelta) -> None:
+        if delta.content_delta:
+            self._emit(events.TextDelta, delta.content_delta)
+        if delta.reasoning_delta:
+            self._emit(events.ReasoningDelta, delta.reasoning_delta)
+        if delta.tool_call_index is not None or delta.tool_call_id is not None:
+            self._emit(
+                events.ToolCallDelta,
+                delta.tool_call_index or 0,
+                delta.tool_call_id,
+                delta.tool_call_name_delta,
+                delta.tool_call_args_delta,
+            )
+
+    async def _deltas(self, request: RathLLMChatRequest) -> AsyncIterator[RathLLMStreamDelta]:
+        if self._native:
+            source: AsyncIterator[Any] = self._source.open_completion(request, stream=True)
+        else:
+            made = self._source.complete_stream
+            if inspect.isasyncgenfunction(made):
+                source = made(request)
+            elif inspect.iscoroutinefunction(made):
+                source = await made(request)
+            else:
+                source = self._from_thread(made, request)
+        async with aclosing(source) as items:  # type: ignore[type-var]
+            async for delta in items:
+                yield delta
+
+    async def _from_thread(
+        self, complete_stream: Callable[[RathLLMChatRequest], Any], request: RathLLMChatRequest
+    ) -> AsyncIterator[RathLLMStreamDelta]:
+        """Iterate a synchronous stream in a tool thread."""
+        loop = asyncio.get_running_loop()
+        inbox: asyncio.Queue[Any] = asyncio.Queue()
+        stopped = False
+
+        def pump() -> None:
+            iterator = iter(complete_stream(request))
+            try:
+                for delta in iterator:
+                    if stopped:
+                        return
+                    loop.call_soon_threadsafe(inbox.put_nowait, delta)
+            finally:
+                close = getattr(iterator, "close", None)
+                if close is not None:
+                    close()
+                loop.call_soon_threadsafe(inbox.put_nowait, _END)
+
+        pumping: Awaitable[None] = asyncio.ensure_future(self._engine.call(pump))
+        try:
+            while (delta := await inbox.get()) is not _END:
+                yield delta
+            await pumping
+        finally:
+            stopped = True

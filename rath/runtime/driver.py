@@ -1,0 +1,393 @@
+"""The driver: performs what the turn machine says.
+
+It awaits the model, dispatches tools, appends rows, writes the log and emits events, in the order that the log's promises
+need: a row is in the log when it is in the table, a tool's intent before the tool runs, its result when it ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from rath.core import events
+from rath.core.cell import Cell
+from rath.core.ports import Engine, Tool
+from rath.errors import (
+    PersistenceError,
+    PolicyStop,
+    RathError,
+    RunCancelled,
+    SandboxError,
+    ToolError,
+)
+from rath.llm.provider import request_options
+from rath.llm.tool_args import parse_tool_arguments
+from rath.llm.types import (
+    RathLLMChatRequest,
+    RathLLMMessage,
+    RathLLMTokenUsage,
+    RathLLMToolCallPart,
+    add_usage,
+)
+from rath.runtime.completion import Completer
+from rath.runtime.dispatch import GLOBAL_KEY, queues_of, run_queues
+from rath.runtime.job import Job, submit
+from rath.runtime.lane import Lane
+from rath.runtime.pipeline import run_through
+from rath.runtime.results import encode_result, failure_payload
+from rath.runtime.sync import GroupSync
+from rath.runtime.turn import (
+    AppendAssistant,
+    AppendResults,
+    Begin,
+    CallModel,
+    Dispatch,
+    Ended,
+    Finish,
+    Input,
+    Interrupted,
+    Replied,
+    start_state,
+    step,
+)
+from rath.session.chunk import (
+    ChunkRow,
+    ChunkTable,
+    assistant_turn_chunk,
+    chunk_table_to_messages,
+    tool_feedback_chunk,
+    user_text_chunk,
+)
+from rath.session.request import RunRequest
+from rath.session.session import Outcome, RunView, Session, make_session, share_lease
+
+__all__ = ["Run", "drive_compress", "drive_loop"]
+
+_log = logging.getLogger("rath.session.loop")
+# What a tool raises goes back to the model, but these end the run: no retry by the model can mend them.
+_FATAL = (SandboxError, PersistenceError, PolicyStop, RunCancelled)
+_INTERRUPTED = failure_payload(
+    "interrupted", "the run ended before this call had a result; whether it took effect is unknown"
+)
+_MAX_DIGEST_ROWS = 4096
+
+
+def drive_loop(request: RunRequest) -> tuple[Cell[Outcome], RunView]:
+    """Start a session loop."""
+
+    async def body(job: Job) -> Outcome:
+        return await run_through(job, request, Run)
+
+    return submit(Job(request.node, request.session_id, (request.user, request.agent), body, request.timeout_s))
+
+
+def drive_compress(request: RunRequest) -> tuple[Cell[Outcome], RunView]:
+    """Start a compression."""
+
+    async def body(job: Job) -> Outcome:
+        return await run_through(job, request, CompressRun)
+
+    return submit(Job(request.node, request.session_id, (request.user, request.agent), body, request.timeout_s))
+
+
+class BaseRun:
+    """What a loop and a compression share: rows, usage, budget, log, events.
+
+    Args:
+        emit: takes an event's type and fields.
+        sync: awaits until everything emitted so far is as durable as the log promises.
+    """
+
+    def __init__(
+        self,
+        request: RunRequest,
+        job: Job,
+        emit: Callable[..., None],
+        sync: GroupSync,
+        wants_deltas: Callable[[], bool],
+    ) -> None:
+        self.request = request
+        self.emit = emit
+        self._job = job
+        self._sync = sync
+        self._engine: Engine = job.engine
+        self._lane = Lane(job.engine)
+        self._completer = Completer(request, job.engine, self._lane, emit, wants_deltas)
+        self._usage: RathLLMTokenUsage | None = None
+        self._snapshot: Session | None = None
+        self._head = request.agent.partial
+        self.table = request.user.partial
+        self._options = request_options(
+            request.provider, tools=request.schemas, default_tool_choice="auto" if request.schemas else "none"
+        )
+
+    def append(self, row: ChunkRow) -> None:
+        """Add a row to the table, the partial result and the stream (and so to the log)."""
+        index = len(self.table)
+        self.table = self._job.view.partial = self.table.extend(row)
+        self._snapshot = None
+        self.emit(events.RowAppended, index, row)
+
+    def snapshot(self) -> Session:
+        """The session as tools and callbacks see it: resolved, with the run's id, lineage and placement."""
+        if self._snapshot is None:
+            request = self.request
+            self._snapshot = make_session(
+                request.record, Cell.resolved(Outcome(self.table, self._usage)), share_lease(self._job.lease)
+            )
+        return self._snapshot
+
+    def _chat_request(self, turn: int, extra: tuple[RathLLMMessage, ...] = ()) -> RathLLMChatRequest:
+        head, table = self._head, self.table
+
+        def messages() -> tuple[RathLLMMessage, ...]:
+            return (*chunk_table_to_messages(head), *chunk_table_to_messages(table), *extra)
+
+        return RathLLMChatRequest.deferred({**self._options, "_turn": turn - 1}, messages)
+
+    async def ask(self, turn: int, extra: tuple[RathLLMMessage, ...] = ()) -> Any:
+        """One completion: its first choice, with usage booked and the budget checked."""
+        self.emit(events.TurnStarted, turn)
+        response = await self._completer.complete(self._chat_request(turn, extra))
+        choice = response.choices[0]
+        message = choice.message
+        self.emit(events.MessageFinished, turn, message.content, len(message.tool_calls or ()), choice.finish_reason)
+        if response.usage is not None:
+            before = 0 if self._usage is None else self._usage.total_tokens
+            self._usage = add_usage(self._usage, response.usage)
+            self.emit(events.UsageReported, response.usage, response.model or self.request.provider.model or "")
+            if self._over_budget(before):
+                await self._budget_exceeded()
+        return choice
+
+    def _over_budget(self, before: int) -> bool:
+        cap = self.request.provider.budget_total_tokens
+        return cap is not None and self._usage is not None and before <= cap < self._usage.total_tokens
+
+    async def _budget_exceeded(self) -> None:
+        provider, usage = self.request.provider, self._usage
+        if provider.on_budget_exceeded is not None:
+            self._lane.call(provider.on_budget_exceeded, self.snapshot(), usage)
+            await self._lane.settle()
+            return
+        _log.warning(
+            "session %s used %d tokens, more than budget_total_tokens=%d; set Provider.on_budget_exceeded to act on it",
+            self.request.session_id,
+            0 if usage is None else usage.total_tokens,
+            provider.budget_total_tokens,
+        )
+
+    def outcome(self, extras: tuple[tuple[str, Any], ...] = ()) -> Outcome:
+        self.table.digest_within(_MAX_DIGEST_ROWS)
+        return Outcome(self.table, self._usage, extras)
+
+
+class Run(BaseRun):
+    """One session loop."""
+
+    async def run(self) -> Outcome:
+        """Drive the machine to its end. The rows so far are in the job's view at every moment, fit for any provider."""
+        self._state, actions = step(start_state(self.request.max_tool_rounds), Begin())
+        self._turn_began = time.monotonic()
+        self._todo = deque(actions)
+        try:
+            while True:
+                action = self._todo.popleft()
+                if type(action) is Finish:
+                    return self._finished(action)
+                await self._perform(action)
+        except BaseException:
+            self._interrupt()
+            raise
+
+    def _feed(self, event: Input) -> None:
+        self._state, actions = step(self._state, event)
+        self._todo.extend(actions)
+
+    def _interrupt(self) -> None:
+        """Give every unanswered call of the round its row, so that the partial transcript stays valid."""
+        self._todo.clear()
+        try:
+            self._feed(Interrupted(_INTERRUPTED))
+            for action in self._todo:
+                if type(action) is AppendResults:
+                    self._append_results(action)
+        except (ValueError, PersistenceError) as error:
+            # Already over, or the log is what failed: the first error is the one that counts.
+            _log.debug("no interrupted rows: %s", error)
+
+    async def _perform(self, action: Any) -> None:
+        kind = type(action)
+        if kind is CallModel:
+            self._turn_began = time.monotonic()
+            message = (await self.ask(action.turn)).message
+            self._feed(Replied(message.content, message.tool_calls or ()))
+        elif kind is AppendAssistant:
+            self.append(assistant_turn_chunk(tool_calls=action.calls, content=action.text))
+            if not action.calls:
+                await self._turn_finished()
+        elif kind is Dispatch:
+            await self._run_round(action.calls)
+        else:
+            self._append_results(action)
+            await self._turn_finished()
+
+    def _append_results(self, action: AppendResults) -> None:
+        for call, body in zip(action.calls, action.bodies, strict=True):
+            self.append(tool_feedback_chunk(call.id, call.function.name, body))
+
+    async def _turn_finished(self) -> None:
+        await self._sync()
+        self.emit(events.TurnFinished, self._turn(), time.monotonic() - self._turn_began)
+
+    def _turn(self) -> int:
+        # The machine counts the next turn as soon as the last result is in.
+        asks_next = bool(self._todo) and type(self._todo[0]) is CallModel
+        return self._state.turn - 1 if asks_next else self._state.turn
+
+    def _finished(self, action: Finish) -> Outcome:
+        if not action.truncated:
+            return self.outcome()
+        _log.warning(
+            "run_session_loop of session %s used up max_tool_rounds=%d before the model was done",
+            self.request.session_id,
+            self.request.max_tool_rounds,
+        )
+        return self.outcome((("loop.truncated", True),))
+
+    # -- tools --------------------------------------------------------------------------------------------------------
+
+    async def _run_round(self, calls: tuple[RathLLMToolCallPart, ...]) -> None:
+        ready: list[tuple[int, Tool, dict[str, Any]]] = []
+        keys: list[tuple[str, ...]] = []
+        for index, call in enumerate(calls):
+            checked = self._check_call(call)
+            if isinstance(checked, str):
+                self._feed(Ended(index, checked))
+                continue
+            tool, arguments, key = checked
+            ready.append((index, tool, arguments))
+            keys.append(key)
+        if not ready:
+            return
+        first_row = len(self.table)
+
+        async def run_call(position: int) -> BaseException | None:
+            index, tool, arguments = ready[position]
+            return await self._run_call(index, calls[index], tool, arguments, first_row + index)
+
+        fatal = await run_queues(queues_of(keys), run_call)
+        if fatal is not None:
+            raise fatal
+
+    def _check_call(self, call: RathLLMToolCallPart) -> tuple[Tool, dict[str, Any], tuple[str, ...]] | str:
+        """What to run, or the failure to report."""
+        function = call.function
+        arguments, bad = function.arguments_parsed, function.arguments_parse_error
+        if arguments is None:
+            arguments, bad = parse_tool_arguments(function.arguments)
+        tool = self.request.tools.get(function.name)
+        if tool is None:
+            known = ", ".join(sorted(self.request.tools))
+            return failure_payload("unknown_tool", f"there is no tool {function.name!r}; there are: {known}")
+        if bad or arguments is None:
+            return failure_payload(
+                "invalid_tool_arguments",
+                f"the arguments for {function.name!r} are not a JSON object: send them again as one",
+                function.arguments,
+            )
+        try:
+            key = tuple(tool.resource_key(arguments)) if tool.parallel_safe else GLOBAL_KEY
+            hash(key)
+        except Exception as error:
+            return failure_payload("tool_execution_exception", _describe(error), "resource_key raised")
+        return tool, arguments, key
+
+    async def _run_call(
+        self, index: int, call: RathLLMToolCallPart, tool: Tool, arguments: dict[str, Any], row_index: int
+    ) -> BaseException | None:
+        name = call.function.name
+        turn = self._state.turn
+        try:
+            idempotent = bool(getattr(tool, "idempotent", False))
+            self.emit(events.ToolStarted, turn, index, call.id, name, call.function.arguments, idempotent)
+            await self._sync()
+            began = time.monotonic()
+            body, ok = await self._result_of(tool, arguments)
+            elapsed_s = time.monotonic() - began
+            self.emit(events.ToolFinished, turn, index, call.id, name, ok, body, row_index, elapsed_s)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            return RunCancelled(f"tool {name!r} cancelled itself")
+        except BaseException as error:
+            # A fatal error is returned, not raised: raised from a task of its own, KeyboardInterrupt would stop the loop.
+            return error
+        self._feed(Ended(index, body))
+        return None
+
+    async def _result_of(self, tool: Tool, arguments: dict[str, Any]) -> tuple[str, bool]:
+        try:
+            return encode_result(await self._invoke(tool, arguments))
+        except _FATAL:
+            raise
+        except ToolError as error:
+            return failure_payload(error.kind, _describe(error), error.detail), False
+        except Exception as error:
+            _log.info("tool %s raised; the model is told", tool.name, exc_info=error)
+            return failure_payload("tool_execution_exception", _describe(error), type(error).__name__), False
+
+    async def _invoke(self, tool: Tool, arguments: Mapping[str, Any]) -> Any:
+        executor = self.request.executor
+        if executor is not None:
+            return await self._call_user(executor.dispatch_tool, self.snapshot(), tool, arguments)
+        call = type(tool).__call__
+        if getattr(call, "runs_sandbox_request", False):
+            return await self._in_sandbox(tool.request(arguments))  # type: ignore[attr-defined]
+        if inspect.iscoroutinefunction(call):
+            return await tool(self.snapshot(), arguments)
+        return await self._call_user(tool, self.snapshot(), arguments)
+
+    async def _call_user(self, function: Callable[..., Any], *args: Any) -> Any:
+        if inspect.iscoroutinefunction(function):
+            return await function(*args)
+        result = await self._engine.call(function, *args)
+        return await result if inspect.isawaitable(result) else result
+
+    async def _in_sandbox(self, call: Any) -> Any:
+        lease = self._job.lease
+        if lease is None:
+            raise SandboxError(
+                'the session has no sandbox for its tools: place it first, session = session.to("local")'
+            )
+        lease.check()
+        return await lease.dispatch(call)
+
+
+class CompressRun(BaseRun):
+    """One compression: a single completion without tools."""
+
+    async def run(self) -> Outcome:
+        instruction = RathLLMMessage(role="user", content=self.request.instruction)
+        choice = await self.ask(1, (instruction,))
+        message = choice.message
+        if message.tool_calls:
+            raise RathError("run_session_compress: the model called a tool, but there are none in a compression")
+        text = (message.content or "").strip()
+        if not text:
+            raise RathError("run_session_compress: the model's reply is empty")
+        self.table = ChunkTable()
+        self.append(user_text_chunk(text))
+        await self._sync()
+        return self.outcome()
+
+
+def _describe(error: BaseException) -> str:
+    text = str(error)
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

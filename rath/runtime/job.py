@@ -1,0 +1,228 @@
+"""A job: one run's life around its work, from the call to the resolved cell.
+
+Waiting for inputs costs no task: the last input to resolve starts the run. Whatever way the run ends, the order is the
+same: the work's own clean-up, the log, the terminal event, the cell, the lease.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any
+from uuid import UUID
+
+from rath.core import events, ports
+from rath.core.broadcast import EventStream
+from rath.core.cell import Cell, Failure, ancestry, cancelled_failure
+from rath.core.ids import new_id
+from rath.core.node import _PACKAGE, Node
+from rath.core.redact import redact_text
+from rath.errors import RunCancelled, TurnTimeoutError
+from rath.runtime.engine import LocalEngine
+from rath.session.session import Outcome, RunView, Session, inherit, share_lease
+
+__all__ = ["Job", "submit"]
+
+_log = logging.getLogger("rath.runtime")
+_NOTE = "rath: session "
+
+
+class Job:
+    """One run. The engine holds it until the cell is resolved; it holds the input sessions until then."""
+
+    __slots__ = (
+        "_body",
+        "_context",
+        "_inputs",
+        "_task",
+        "_waiting",
+        "cell",
+        "engine",
+        "lease",
+        "log",
+        "node",
+        "session_id",
+        "timeout_s",
+        "view",
+    )
+
+    def __init__(
+        self,
+        node: Node,
+        session_id: UUID,
+        inputs: tuple[Session, ...],
+        body: Callable[[Job], Awaitable[Outcome]],
+        timeout_s: float | None,
+    ) -> None:
+        self.node = node
+        self.session_id = session_id
+        self.timeout_s = timeout_s
+        self.engine: LocalEngine = ports.engine()  # type: ignore[assignment]
+        self.log: Any = None
+        self.lease = share_lease(inputs[0]._lease) if inputs else None
+        self.view = RunView(EventStream(new_id(), session_id))
+        self._body: Callable[[Job], Awaitable[Outcome]] | None = body
+        self._inputs = inputs
+        self._task: asyncio.Task[None] | None = None
+        self._context = contextvars.copy_context()
+        pending = tuple(s._cell for s in inputs if not s._cell.done)
+        self.cell: Cell[Outcome] = Cell(pending)
+        self.cell.on_cancel = self._cancel
+        self._waiting = len(inputs)
+
+    def submit(self) -> None:
+        """Start as soon as every input is resolved."""
+        self.engine.open_work.add(self)
+        if not self._inputs:
+            self.engine.start(self._main, self._context)
+        for session in self._inputs:
+            session._cell.on_done(self._input_resolved)
+
+    def _input_resolved(self, resolved: Cell[Outcome]) -> None:
+        if resolved.failure is not None:
+            # Two inputs may fail at once: only the one that settles the cell goes on.
+            if inherit(self.cell, resolved):
+                error = resolved.failure.error
+                if resolved.status == "cancelled":
+                    self._finish(events.RunCancelled, "an input was cancelled")
+                else:
+                    self._finish(events.RunFailed, type(error).__name__, _message(error))
+                self._let_go()
+            return
+        # A callback runs at most once an input, and this list is only ever counted down.
+        with self.engine._lock:
+            self._waiting -= 1
+            ready = self._waiting == 0
+        if ready:
+            self.engine.start(self._main, self._context)
+
+    # -- the run ------------------------------------------------------------------------------------------------------
+
+    async def _main(self) -> None:
+        cell = self.cell
+        # Before `start`: from then on a cancellation goes to the task.
+        self._task = asyncio.current_task()
+        if not cell.start():
+            return
+        ancestry.set((*ancestry.get(), cell))
+        self.view.stream.emit(events.RunStarted, self.node.op)
+        try:
+            outcome = await self._work()
+        except BaseException as error:
+            self._failed(error)
+        else:
+            self._finish(
+                events.RunFinished, len(outcome.table), outcome.usage, bool(dict(outcome.extras).get("loop.truncated"))
+            )
+            cell.complete(outcome)
+        finally:
+            self._let_go()
+
+    async def _work(self) -> Outcome:
+        body = self._body
+        assert body is not None
+        if self.timeout_s is None:
+            return await body(self)
+        try:
+            async with asyncio.timeout(self.timeout_s) as limit:
+                return await body(self)
+        except TimeoutError as error:
+            if not limit.expired():
+                raise
+            raise TurnTimeoutError(
+                f"{self.node.op} took longer than {self.timeout_s:g} s; the rows so far are in session.partial",
+                timeout_s=self.timeout_s,
+            ) from error.__cause__
+
+    def _failed(self, error: BaseException) -> None:
+        if self.log is not None:
+            self.log.abandon()
+        if isinstance(error, asyncio.CancelledError) and self._was_cancelled():
+            self._finish(events.RunCancelled, self.cell.cancel_reason)
+            self.cell.cancelled(cancelled_failure(self.session_id, self._name(), self.cell.cancel_reason))
+            return
+        if isinstance(error, asyncio.CancelledError):
+            # Awaiting readers would take a bare CancelledError for a cancellation of their own task.
+            cause, error = error, RunCancelled(f"{self._name()}: a tool cancelled itself")
+            error.__cause__ = cause
+        else:
+            _trim(error)
+        _note(error, self.session_id, self.node)
+        self._finish(events.RunFailed, type(error).__name__, _message(error))
+        self.cell.fail(Failure(error, self.session_id, f"{self._name()}, called at {self.node.where}"))
+
+    def _was_cancelled(self) -> bool:
+        return self._task is not None and self._task.cancelling() > 0
+
+    def _finish(self, kind: type[Any], *fields: Any) -> None:
+        self.view.stream.drop_deltas()
+        self.view.stream.emit(kind, *fields)
+
+    def _let_go(self) -> None:
+        """Drop whatever would outlive the run: inputs, closures, the lease."""
+        self.engine.open_work.discard(self)
+        lease, self.lease = self.lease, None
+        if lease is not None:
+            lease.release()
+        self._inputs = ()
+        self._body = self._task = self.log = None
+        self._context = contextvars.Context()
+
+    # -- from outside -------------------------------------------------------------------------------------------------
+
+    def _cancel(self) -> None:
+        reason = self.cell.cancel_reason
+        if self.cell.cancelled_if_pending(cancelled_failure(self.session_id, self._name(), reason)):
+            self._finish(events.RunCancelled, reason)
+            self._let_go()
+            return
+        task = self._task
+        if task is not None:
+            self.engine.loop.call_soon_threadsafe(task.cancel)
+
+    def abandon(self) -> None:
+        """The interpreter ends before the run does."""
+        self.cell.cancel("the interpreter exited")
+
+    def describe(self) -> str:
+        where = f", log {self.log.path}" if self.log is not None else ""
+        return f"{self._name()}, called at {self.node.where}{where}"
+
+    def _name(self) -> str:
+        return f"session {self.session_id} ({self.node.op})"
+
+
+def submit(job: Job) -> tuple[Cell[Outcome], RunView]:
+    """Start ``job`` when its inputs are resolved; its cell and view at once."""
+    cell, view = job.cell, job.view
+    job.submit()
+    return cell, view
+
+
+def _message(error: BaseException) -> str:
+    return redact_text(str(error))[:4000]
+
+
+def _note(error: BaseException, session_id: UUID, node: Node) -> None:
+    """One note, made where the error failed: an error that comes out of a nested run has it already."""
+    notes: list[str] = getattr(error, "__notes__", [])
+    if not any(note.startswith(_NOTE) for note in notes):
+        error.add_note(f"{_NOTE}{session_id} ({node.op}) failed; it was called at {node.where}")
+
+
+def _trim(error: BaseException) -> None:
+    """Clear rath's own frames from the traceback: their locals would keep rows, cells and the job alive."""
+    trace = error.__traceback__
+    if trace is not None and trace.tb_next is not None:
+        error.__traceback__ = trace.tb_next  # the first frame is _main, which is still running
+        trace = trace.tb_next
+    while trace is not None:
+        frame = trace.tb_frame
+        if frame.f_code.co_filename.startswith(_PACKAGE):
+            try:
+                frame.clear()
+            except RuntimeError:  # still executing: it belongs to somebody who is not done with it
+                pass
+        trace = trace.tb_next

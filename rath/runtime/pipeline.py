@@ -1,0 +1,204 @@
+"""How events travel from a run to its log, its readers and its middleware.
+
+Without middleware a run's events go straight to the log and the stream. With middleware the run becomes a *runner*: a
+function of a request that yields events, which middleware may wrap; what comes out at the end is logged and streamed, and
+the outcome is the fold of its rows. A run emits an event and goes on only where the log need not be ahead of it: before a
+tool runs, and at the end of a turn, it waits until everything it emitted has come out (:class:`Mailbox`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
+from typing import Any, Protocol
+
+import msgspec
+
+from rath.core import events, ports
+from rath.core.events import TERMINAL, Event
+from rath.core.ports import Runner
+from rath.errors import UsageTypeError
+from rath.llm.types import add_usage
+from rath.runtime.job import Job
+from rath.runtime.sync import GroupSync
+from rath.session.chunk import ChunkTable
+from rath.session.request import RunRequest
+from rath.session.session import Outcome
+
+__all__ = ["run_through"]
+
+
+class _Run(Protocol):
+    request: RunRequest
+    table: ChunkTable
+
+    async def run(self) -> Outcome: ...
+
+
+MakeRun = Callable[..., _Run]
+
+
+async def run_through(job: Job, request: RunRequest, make_run: MakeRun) -> Outcome:
+    """Run ``request`` to its end, with its middleware and its log; the outcome, once the log's trailer is written."""
+    seed = request.user.partial if request.operator != "run_session_compress" else ChunkTable()
+    job.view.partial = seed
+    if request.persist:
+        job.log = await job.engine.call(_open_log, request, seed)
+    if request.middleware:
+        outcome = await _through_middleware(job, request, make_run, seed)
+    else:
+        outcome = await make_run(
+            request, job, _emitter(job), GroupSync(job.engine, job.log), lambda: job.view.stream.has_readers
+        ).run()
+    if job.log is not None:
+        log, extras = job.log, (*request.record.extras, *outcome.extras)
+        truncated = bool(dict(outcome.extras).get("loop.truncated"))
+        await job.engine.call(
+            lambda: log.close(
+                usage=outcome.usage, lineage_extras=extras, outcome={"status": "completed", "truncated": truncated}
+            )
+        )
+    return outcome
+
+
+def _open_log(request: RunRequest, seed: ChunkTable) -> Any:
+    log = ports.load("log", "jsonl")(
+        request,
+        path=request.persist_path,
+        provider=request.provider,
+        sandbox_handle_id=request.sandbox_handle_id,
+    )
+    try:
+        for index, row in enumerate(seed.rows):
+            log.append_row(index, row)
+    except BaseException:
+        log.abandon()
+        raise
+    return log
+
+
+def _emitter(job: Job) -> Callable[..., None]:
+    emit, log = job.view.stream.emit, job.log
+    if log is None:
+        return emit  # type: ignore[return-value]
+
+    def emit_and_log(kind: type[Any], *fields: Any) -> None:
+        log.on_event(emit(kind, *fields))
+
+    return emit_and_log
+
+
+# -- middleware -------------------------------------------------------------------------------------------------------
+
+
+class Mailbox:
+    """A run's events on their way through its middleware."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._seq = 0
+        self._queue: asyncio.Queue[Event | None] = asyncio.Queue()
+        self._taken = asyncio.Event()
+
+    def emit(self, kind: type[Any], *fields: Any) -> None:
+        stream = self._job.view.stream
+        self._queue.put_nowait(kind(stream.run_id, stream.session_id, self._seq, 0.0, *fields))
+        self._seq += 1
+
+    async def sync(self) -> None:
+        """Wait until whoever reads the runner has taken, and finished with, everything emitted so far."""
+        self._taken.clear()
+        self._queue.put_nowait(None)
+        await self._taken.wait()
+
+    async def events(self) -> AsyncIterator[Event]:
+        while True:
+            event = await self._queue.get()
+            if event is None:
+                self._taken.set()
+            else:
+                yield event
+
+    def drain(self) -> list[Event]:
+        """What is left, without waiting."""
+        left = []
+        while not self._queue.empty():
+            event = self._queue.get_nowait()
+            if event is not None:
+                left.append(event)
+        return left
+
+
+class _MailboxSync:
+    """The log's sync, once the events have come through."""
+
+    def __init__(self, mailbox: Mailbox, sync: GroupSync) -> None:
+        self._mailbox = mailbox
+        self._sync = sync
+        self._turn = asyncio.Lock()
+
+    async def __call__(self) -> None:
+        async with self._turn:
+            await self._mailbox.sync()
+        await self._sync()
+
+
+def _base_runner(job: Job, make_run: MakeRun) -> Runner:
+    async def runner(request: RunRequest) -> AsyncIterator[Event]:
+        mailbox = Mailbox(job)
+        sync = _MailboxSync(mailbox, GroupSync(job.engine, job.log))
+        run = make_run(request, job, mailbox.emit, sync, lambda: job.view.stream.has_readers)
+        task = asyncio.ensure_future(run.run())
+        try:
+            async with aclosing(mailbox.events()) as source:
+                while not task.done():
+                    getting = asyncio.ensure_future(anext(source))
+                    await asyncio.wait((getting, task), return_when=asyncio.FIRST_COMPLETED)
+                    if getting.done():
+                        yield getting.result()
+                    else:
+                        getting.cancel()
+                        await asyncio.wait([getting])
+            for event in mailbox.drain():
+                yield event
+            outcome = task.result()
+        finally:
+            if not task.done():
+                task.cancel()
+                await asyncio.wait([task])
+        mailbox.emit(
+            events.RunFinished, len(outcome.table), outcome.usage, bool(dict(outcome.extras).get("loop.truncated"))
+        )
+        yield mailbox.drain()[-1]
+
+    return runner
+
+
+async def _through_middleware(job: Job, request: RunRequest, make_run: MakeRun, seed: ChunkTable) -> Outcome:
+    runner = _base_runner(job, make_run)
+    for middleware in reversed(request.middleware):
+        runner = middleware(runner)
+        if not callable(runner):
+            raise UsageTypeError(f"middleware {middleware!r} must return a runner: a function of a request")
+    table, usage, truncated = seed, None, False
+    stream, log = job.view.stream, job.log
+    async with aclosing(runner(request)) as source:  # type: ignore[type-var]
+        async for event in source:
+            if isinstance(event, TERMINAL):
+                # The run's own terminal event follows when the log is closed; a middleware's is only noted.
+                truncated = truncated or bool(getattr(event, "truncated", False))
+                continue
+            if isinstance(event, events.RowAppended):
+                table = job.view.partial = table.extend(event.row)
+            elif isinstance(event, events.UsageReported):
+                usage = add_usage(usage, event.usage)
+            fields = msgspec.structs.asdict(event)
+            for common in ("run_id", "session_id", "seq", "at"):
+                del fields[common]
+            if isinstance(event, events.RowAppended):
+                fields["index"] = len(table) - 1
+            emitted = stream.emit(type(event), *fields.values())
+            if log is not None:
+                log.on_event(emitted)
+    return Outcome(table, usage, (("loop.truncated", True),) if truncated else ())

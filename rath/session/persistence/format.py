@@ -1,0 +1,177 @@
+"""The lines of a session log, schema 2 (``docs/log-format.md``): made, taken apart, checked.
+
+A line is one JSON object and its seal::
+
+    {"record_type":"usage","seq":7, … ,"h":"5d41402abc4b2a76"}
+    └────────────── body ────────────┘└──────── seal ────────┘
+
+``h`` is BLAKE2b (8 bytes, as 16 lower-case hex digits) of two things one after the other: the 16 ASCII
+characters of the previous record's ``h`` (for the header: of its own ``epoch``), and the bytes of the body.
+So a record proves that it is whole and what stood before it, and a reader needs no JSON to check it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from hashlib import blake2b
+from typing import Any
+
+from rath.core.encoding import decode_json, encode_json
+from rath.session.chunk import DIGEST_BYTES, ChunkKind, ChunkRow
+
+__all__ = [
+    "CURRENT_SCHEMA_VERSION",
+    "EMPTY_DIGEST",
+    "MAX_DEPTH",
+    "MAX_LINE_BYTES",
+    "SEAL_LENGTH",
+    "BadLine",
+    "build_line",
+    "chain_hash",
+    "check_line",
+    "chunk_fields",
+    "decode_object",
+    "encode_fields",
+    "line_body",
+    "row_from_bytes",
+    "row_payload",
+    "seal",
+    "sealed_hash",
+]
+
+CURRENT_SCHEMA_VERSION = 2
+MAX_LINE_BYTES = 256 << 20
+"""Longest line, in bytes: the writer refuses to write a longer one, readers refuse to read on."""
+MAX_DEPTH = 128
+"""Deepest nesting of objects and arrays that a reader takes."""
+HASH_BYTES = 8
+SEAL_LENGTH = len(',"h":"0123456789abcdef"}')
+EMPTY_DIGEST = bytes(DIGEST_BYTES)
+
+_HEX = frozenset(b"0123456789abcdef")
+_ROW_START = {kind: b'{"kind":"%b","payload":' % kind.value.encode() for kind in ChunkKind}
+# After `{"kind":"` four letters tell the kinds apart.
+_KIND_AT = slice(9, 13)
+_BY_LETTERS = {start[_KIND_AT]: (kind, start) for kind, start in _ROW_START.items()}
+_set = object.__setattr__
+
+
+class BadLine(ValueError):
+    """A line that is not what it should be. ``str()`` of it says in what, in a few words."""
+
+
+def chain_hash(previous: bytes, body: bytes) -> bytes:
+    """``h`` of a record, as 16 ASCII characters, from the ``h`` before it and the record's body."""
+    return blake2b(previous + body, digest_size=HASH_BYTES).hexdigest().encode()
+
+
+def line_body(record_type: str, seq: int, fields: bytes) -> bytes:
+    """A record up to its seal. ``fields``: from :func:`encode_fields` or :func:`chunk_fields`."""
+    return b'{"record_type":"%b","seq":%d%b' % (record_type.encode(), seq, fields)
+
+
+def encode_fields(fields: Mapping[str, Any]) -> bytes:
+    """``,"name":value`` for each field."""
+    return b"," + encode_json(dict(fields))[1:-1] if fields else b""
+
+
+def chunk_fields(index: int, encoded: bytes, digest: bytes) -> bytes:
+    """The fields of a chunk record. The row's bytes go in as they are: nothing is encoded twice."""
+    return b',"index":%d,"row":%b,"digest":"%b"' % (index, encoded, digest.hex().encode())
+
+
+def seal(body: bytes, previous: bytes) -> tuple[bytes, bytes]:
+    """The whole line, newline included, and its ``h``."""
+    h = chain_hash(previous, body)
+    return b'%b,"h":"%b"}\n' % (body, h), h
+
+
+def build_line(record: Mapping[str, Any], seq: int, previous: bytes) -> tuple[bytes, bytes]:
+    """The line of a record and its ``h``.
+
+    Args:
+        record: ``record_type`` and the record's own fields.
+        seq: its place in the log, from 0.
+        previous: the ``h`` before it; for a header, its ``epoch``.
+    """
+    fields = {name: value for name, value in record.items() if name != "record_type"}
+    return seal(line_body(record["record_type"], seq, encode_fields(fields)), previous)
+
+
+def sealed_hash(line: bytes) -> bytes | None:
+    """The ``h`` that a line (without newline) carries; ``None`` when it does not end in a seal."""
+    if line[-SEAL_LENGTH:-18] != b',"h":"' or line[-2:] != b'"}':
+        return None
+    h = line[-18:-2]
+    return h if _HEX.issuperset(h) else None
+
+
+def check_line(line: bytes, seq: int, previous: bytes) -> dict[str, Any]:
+    """The record of a line (with or without its newline).
+
+    Raises:
+        BadLine: it does not continue the chain from ``previous``, is not JSON, or has another ``seq``.
+    """
+    line = line.removesuffix(b"\n")
+    if sealed_hash(line) != chain_hash(previous, line[:-SEAL_LENGTH]):
+        raise BadLine("the record does not match its hash")
+    record = decode_object(line)
+    if type(record.get("seq")) is not int or record["seq"] != seq:
+        raise BadLine(f"seq is {record.get('seq')!r:.40}, not {seq}")
+    return record
+
+
+def decode_object(encoded: bytes) -> dict[str, Any]:
+    """The JSON object that ``encoded`` is.
+
+    Raises:
+        BadLine: it is none, or nests deeper than :data:`MAX_DEPTH`, or holds a number that Python refuses.
+    """
+    try:
+        value = decode_json(encoded)
+    except RecursionError:
+        raise BadLine("nested too deep") from None
+    except ValueError as error:
+        raise BadLine(f"not JSON ({error!s:.80})") from None
+    if type(value) is not dict:
+        raise BadLine("not a JSON object")
+    # Counting brackets is three times as fast as walking, and only text that is full of them needs the walk.
+    if encoded.count(b"{") + encoded.count(b"[") > MAX_DEPTH and _deeper_than(value, MAX_DEPTH):
+        raise BadLine("nested too deep")
+    return value
+
+
+def _deeper_than(value: Any, limit: int) -> bool:
+    level = [value]
+    for _ in range(limit):
+        inner: list[Any] = []
+        for item in level:
+            children = item.values() if type(item) is dict else item
+            inner.extend(child for child in children if type(child) in (dict, list))
+        if not inner:
+            return False
+        level = inner
+    return True
+
+
+def row_from_bytes(encoded: bytes) -> ChunkRow:
+    """The row that has exactly these encoded bytes, checked.
+
+    Raises:
+        BadLine: they are not ``{"kind":…,"payload":{…}}`` in that form.
+    """
+    kind, start = _BY_LETTERS.get(encoded[_KIND_AT], (ChunkKind.USER, b"\n"))
+    if not encoded.startswith(start) or not encoded.endswith(b"}"):
+        raise BadLine("a row that is not of a known form")
+    decode_object(encoded[len(start) : -1])
+    # The digest is over these bytes, so they are kept: encoding the payload again could spell it another way.
+    row = object.__new__(ChunkRow)
+    _set(row, "kind", kind)
+    _set(row, "encoded", encoded)
+    _set(row, "_raw", None)
+    return row
+
+
+def row_payload(row: ChunkRow) -> bytes:
+    """The payload's bytes as they go to a log: redacted."""
+    return row.encoded[len(_ROW_START[row.kind]) : -1]

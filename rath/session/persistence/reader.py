@@ -1,0 +1,227 @@
+"""Loading a session log: rows, header and verdict, or a ``PersistenceError``. Never anything else.
+
+A log is input that anybody may have written. Lines, depth and numbers are bounded (``format.py``), ids are
+parsed as UUIDs before they become paths, and whatever else is wrong is a :class:`rath.errors.DamagedLog` that
+says where.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+from uuid import UUID
+
+from rath.errors import DamagedLog, PersistenceError, SandboxError, UsageError
+from rath.llm.types import RathLLMTokenUsage
+from rath.session.chunk import ChunkKind, ChunkTable
+from rath.session.persistence.format import CURRENT_SCHEMA_VERSION, BadLine, decode_object
+from rath.session.persistence.legacy import LegacyScanner
+from rath.session.persistence.paths import parse_session_id, session_file, session_partial_file
+from rath.session.persistence.records import PersistedSessionHeader, header_from_record, usage_from_json
+from rath.session.persistence.scan import Finding, LogScan, Scanner, judge_line, read_lines
+from rath.session.persistence.transcript import acceptable
+from rath.session.session import Session
+
+__all__ = ["PersistedSession", "PersistedSessionHeader", "find_log", "load_session", "open_log", "scan_log"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PersistedSession:
+    """A session as its log has it.
+
+    Attributes:
+        chunk_table: every row that is whole in the file.
+        cumulative_usage: from the trailer; ``None`` while there is none.
+        closed: whether the log is complete: ``verdict == "complete"``.
+        trailer_raw: the trailer record as it stands.
+        verdict: ``"complete"``, ``"open"`` (no trailer) or ``"torn"`` (the last line was cut off).
+        records: the other records in order: ``tool_intent``, ``tool_result`` (without its payload, which is a
+            row), ``usage``, ``spill``, ``resume``.
+    """
+
+    header: PersistedSessionHeader
+    chunk_table: ChunkTable
+    cumulative_usage: RathLLMTokenUsage | None
+    closed: bool
+    path: Path
+    trailer_raw: dict[str, Any] | None = field(default=None, repr=False)
+    verdict: str = "open"
+    records: tuple[dict[str, Any], ...] = field(default=(), repr=False)
+
+    def to_resumable_pair(self, *, agent_prompt: str | None = None) -> tuple[Session, Session]:
+        """A user session and an agent session to go on with: new ids, the log is not continued.
+
+        The user session has the log's rows, made acceptable to any provider: a tool call that has no result
+        gets one that says it was interrupted, a result without a call is left out. It is placed as the log's
+        session was. The agent session has ``agent_prompt``, or else the log's first system row, or else no
+        rows.
+
+        Raises:
+            PersistenceError: the session was placed in a backend that is not here.
+        """
+        user = Session(acceptable(self.chunk_table))
+        if self.header.sandbox_backend is not None:
+            try:
+                user = user.to(self.header.sandbox_backend, spec=self.header.sandbox_spec)
+            except (SandboxError, UsageError, KeyError) as error:
+                raise PersistenceError(
+                    f"session {self.header.id} was placed in {self.header.sandbox_backend!r:.100}, which cannot "
+                    f"be used here: {error}. Its rows are in chunk_table: Session(loaded.chunk_table)"
+                ) from error
+        prompt = self._system_prompt() if agent_prompt is None else agent_prompt
+        agent = Session(ChunkTable()) if prompt is None else Session.from_agent_prompt(prompt)
+        return user, agent
+
+    def _system_prompt(self) -> str | None:
+        for row in self.chunk_table.rows:
+            if row.kind is ChunkKind.SYSTEM:
+                return row.text
+        return None
+
+
+def load_session(session_id: UUID | str, *, path: Path | str | None = None) -> PersistedSession:
+    """The session in a log, whether that is closed, being written or cut off. No lock; changes nothing.
+
+    Args:
+        session_id: whose log; ``<id>.jsonl``, else ``<id>.jsonl.__partial__``, in the sessions directory.
+        path: read this file instead, whatever ``session_id`` is.
+
+    Raises:
+        DamagedLog: the file contradicts itself; says where and how.
+        PersistenceError: there is no such log, it cannot be read, or it is of a newer schema.
+    """
+    target = find_log(session_id) if path is None else Path(path).absolute()
+    scan = scan_log(target)
+    finding = scan.finding
+    if finding is not None and finding.verdict == "damaged":
+        raise damaged(target, finding)
+    try:
+        header = header_from_record(scan.header)
+        usage = usage_from_json((scan.trailer or {}).get("cumulative_usage"))
+    except BadLine as error:
+        raise damaged(target, Finding("damaged", str(error), 1, 0)) from None
+    if path is None and header.id != parse_session_id(session_id):
+        raise damaged(target, Finding("damaged", f"the header is of session {header.id}", 1, 0))
+    if scan.header.get("prefix") is not None:
+        raise PersistenceError(
+            f"{target} has its first rows in another log ('prefix'), which this version of rath cannot read: "
+            "use a newer one"
+        )
+    return PersistedSession(
+        header=header,
+        chunk_table=ChunkTable(tuple(scan.rows)),
+        cumulative_usage=usage,
+        closed=scan.verdict == "complete",
+        path=target,
+        trailer_raw=scan.trailer,
+        verdict=scan.verdict,
+        records=tuple(scan.records),
+    )
+
+
+def find_log(session_id: UUID | str) -> Path:
+    """The log of a session in the sessions directory.
+
+    Raises:
+        PersistenceError: there is none.
+    """
+    for path in (session_file(session_id), session_partial_file(session_id)):
+        if path.exists():
+            return path
+    raise PersistenceError(
+        f"no log of session {parse_session_id(session_id)}: looked for {session_file(session_id)}"
+    )
+
+
+def damaged(path: Path, finding: Finding) -> DamagedLog:
+    """The error for a log that contradicts itself."""
+    return DamagedLog(
+        f"{path}: line {finding.line} (byte {finding.offset}): {finding.reason}. The log is {finding.verdict} "
+        "and was not changed",
+        verdict=finding.verdict,
+        reason=finding.reason,
+        line=finding.line,
+        offset=finding.offset,
+    )
+
+
+@contextmanager
+def open_log(path: Path) -> Iterator[BinaryIO]:
+    """The file, for reading; ``PersistenceError`` for any error of the file system, inside the block too."""
+    try:
+        # O_NONBLOCK: opening a pipe must not wait for its writer.
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        raise PersistenceError(f"cannot read the session log {path!s:.1000}: {error}") from error
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise PersistenceError(f"{path} is not a regular file")
+        with open(fd, "rb", closefd=False) as file:
+            yield file
+    except OSError as error:
+        raise PersistenceError(f"cannot read the session log {path}: {error.strerror or error}") from error
+    finally:
+        os.close(fd)
+
+
+def scan_log(path: Path) -> LogScan:
+    """What the log at ``path`` says, whichever its schema and verdict.
+
+    Raises:
+        DamagedLog: there is no whole header.
+        PersistenceError: it cannot be read, or is of a newer schema.
+    """
+    with open_log(path) as file:
+        scanner: Scanner | LegacyScanner | None = None
+        number = offset = 0  # of the line at hand
+        line = b""
+        try:
+            for lines, ended in read_lines(file):
+                if not ended:
+                    return _cut_off(path, scanner, number, offset)
+                for line in lines:
+                    if scanner is None:
+                        scanner = _scanner(path, line)
+                    else:
+                        scanner.feed(line)
+                    number += 1
+                    offset += len(line) + 1
+                line = b""  # what read_lines raises is about a line that nobody has
+            if scanner is None:
+                return _cut_off(path, None, 0, 0)
+            return scanner.finish()
+        except BadLine as error:
+            finding = judge_line(line, number, offset, error, file)
+    if scanner is None:
+        raise damaged(path, finding)
+    scan = scanner.finish() if finding.verdict == "torn" else scanner.scan
+    scan.finding = finding
+    return scan
+
+
+def _cut_off(path: Path, scanner: Scanner | LegacyScanner | None, number: int, offset: int) -> LogScan:
+    """The file ends in a line without its newline."""
+    if scanner is None:
+        raise damaged(path, Finding("torn", "no whole header", 1, 0))
+    scan = scanner.finish()
+    scan.finding = Finding("torn", "the last line was cut off", number + 1, offset)
+    return scan
+
+
+def _scanner(path: Path, line: bytes) -> Scanner | LegacyScanner:
+    """What reads a log that begins with ``line``."""
+    header = decode_object(line)
+    version = header.get("schema_version")
+    if header.get("record_type") != "header" or type(version) is not int:
+        raise BadLine("the first record is no header")
+    if version > CURRENT_SCHEMA_VERSION:
+        raise PersistenceError(
+            f"{path} is of schema {str(version)[:40]}; this version of rath reads up to {CURRENT_SCHEMA_VERSION}. "
+            "It was not changed: use a newer rath"
+        )
+    return Scanner(header, line) if version == CURRENT_SCHEMA_VERSION else LegacyScanner(header, version)

@@ -1,0 +1,331 @@
+"""What stands in header and trailer: sessions, providers and specs as JSON, and back.
+
+Everything that a person or a model may have written is redacted here, value by value: a secret must not reach
+the file, and cutting one out of encoded JSON could leave text that is no JSON.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+from rath.backend.types import BackendSandboxSpec
+from rath.core.redact import REDACTED, redact_text, scan_environment
+from rath.llm.types import RathLLMTokenUsage
+from rath.session.graph.kind import LineageKind
+from rath.session.persistence.format import CURRENT_SCHEMA_VERSION, BadLine
+from rath.session.persistence.lock import owner
+
+if TYPE_CHECKING:
+    from rath.session.session import Session
+
+__all__ = [
+    "PersistedSessionHeader",
+    "header_fields",
+    "header_from_record",
+    "pairs_to_json",
+    "plain",
+    "timestamp",
+    "usage_from_json",
+    "usage_to_json",
+]
+
+# The settings of a provider that shape its replies. A list of what may be written, not of what may not:
+# free-form ones (headers, metadata, the URL) are where credentials hide.
+_PARAMETERS = (
+    "temperature",
+    "top_p",
+    "max_completion_tokens",
+    "max_tokens",
+    "stop",
+    "n",
+    "seed",
+    "frequency_penalty",
+    "presence_penalty",
+    "tool_choice",
+    "parallel_tool_calls",
+    "response_format",
+    "logit_bias",
+    "logprobs",
+    "top_logprobs",
+    "reasoning_effort",
+    "verbosity",
+    "service_tier",
+)
+_SECONDS = "_seconds"
+_EPOCH = re.compile(r"[0-9a-f]{16}")
+_MAX_TOKENS = 2**63
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class PersistedSessionHeader:
+    """Who a logged session is, and where it comes from. ``created_at`` is in UTC."""
+
+    schema_version: int
+    id: UUID
+    created_at: datetime
+    parent_session_ids: tuple[UUID, ...]
+    lineage_operator: str
+    lineage_kind: LineageKind
+    lineage_extras: tuple[tuple[str, Any], ...]
+    sandbox_backend: str | None
+    sandbox_spec: BackendSandboxSpec | None
+    sandbox_handle_id: str | None
+    epoch: str | None = None
+    writer: dict[str, Any] | None = dataclasses.field(default=None, repr=False)
+    provider: dict[str, Any] | None = dataclasses.field(default=None, repr=False)
+
+
+# -- to JSON -------------------------------------------------------------------------------------------------
+
+
+def timestamp() -> str:
+    """Now: ISO 8601, UTC, microseconds."""
+    return datetime.now(UTC).isoformat(timespec="microseconds")
+
+
+def plain(value: Any) -> Any:
+    """``value`` as JSON can hold it, redacted: what JSON has no form for becomes its ``str``."""
+    try:
+        return _plain(value)
+    except RecursionError:
+        return "(nested too deep to be written)"
+
+
+def _plain(value: Any) -> Any:
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, int) and abs(value) < 2**63:
+        return int(value)
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {redact_text(str(key)): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [_plain(item) for item in value]
+    return redact_text(str(value))
+
+
+def pairs_to_json(extras: tuple[tuple[str, Any], ...]) -> list[list[Any]]:
+    """``lineage_extras`` as a list of pairs."""
+    return [[redact_text(str(key)), plain(value)] for key, value in extras]
+
+
+def usage_to_json(usage: RathLLMTokenUsage | None) -> dict[str, Any] | None:
+    """Token counts; the breakdowns where the provider gave them."""
+    if usage is None:
+        return None
+    counts: dict[str, Any] = {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.total_tokens,
+    }
+    for name in ("prompt_tokens_details", "completion_tokens_details"):
+        details = getattr(usage, name)
+        if details:
+            counts[name] = plain(details)
+    return counts
+
+
+def header_fields(
+    session: Session, *, epoch: str, provider: object | None, sandbox_handle_id: str | None
+) -> dict[str, Any]:
+    """The fields of the header record of ``session``. Never waits for the session's rows."""
+    spec = session.sandbox_spec
+    if spec is not None:
+        # The sandbox's environment is where its credentials are.
+        scan_environment(spec.env or {})
+    return {
+        "schema_version": CURRENT_SCHEMA_VERSION,
+        "id": str(session.id),
+        "created_at": timestamp(),
+        "epoch": epoch,
+        "writer": owner(),
+        "parent_session_ids": [str(parent) for parent in session.parent_session_ids],
+        "lineage_operator": redact_text(session.lineage_operator),
+        "lineage_kind": session.lineage_kind.value,
+        "lineage_extras": pairs_to_json(session.lineage_extras),
+        "sandbox_backend": plain(session.sandbox_backend),
+        "sandbox_spec": _spec_to_json(spec),
+        "sandbox_handle_id": plain(sandbox_handle_id),
+        "provider": _provider_to_json(provider),
+        "prefix": None,
+    }
+
+
+def _provider_to_json(provider: object | None) -> dict[str, Any] | None:
+    if provider is None:
+        return None
+    settings = {name: getattr(provider, name, None) for name in _PARAMETERS}
+    return {
+        "kind": plain(getattr(provider, "provider_kind", None)),
+        "model": plain(getattr(provider, "model", None)),
+        "parameters": {name: plain(value) for name, value in settings.items() if value is not None},
+    }
+
+
+def _spec_to_json(spec: BackendSandboxSpec | None) -> dict[str, Any] | None:
+    """Its fields by name; a duration as seconds under the name with ``_seconds``."""
+    if spec is None:
+        return None
+    out: dict[str, Any] = {}
+    for field in dataclasses.fields(spec):
+        value = getattr(spec, field.name)
+        if field.name == "timeout" or isinstance(value, timedelta):
+            out[field.name + _SECONDS] = None if value is None else value.total_seconds()
+        else:
+            out[field.name] = plain(value)
+    return out
+
+
+# -- from JSON: hostile --------------------------------------------------------------------------------------
+
+
+def header_from_record(record: dict[str, Any]) -> PersistedSessionHeader:
+    """The header of a decoded record of the current schema (or lifted to it).
+
+    Raises:
+        BadLine: a field is missing or not what it should be.
+    """
+    epoch = record.get("epoch")
+    if epoch is not None and not (isinstance(epoch, str) and _EPOCH.fullmatch(epoch)):
+        raise BadLine("header: epoch is not 16 hex digits")
+    return PersistedSessionHeader(
+        schema_version=CURRENT_SCHEMA_VERSION,
+        id=_uuid(record.get("id"), "id"),
+        created_at=_moment(record.get("created_at")),
+        parent_session_ids=tuple(_uuid(p, "parent_session_ids") for p in _list(record, "parent_session_ids")),
+        lineage_operator=_optional(record, "lineage_operator", str) or "implicit",
+        lineage_kind=_kind(record.get("lineage_kind")),
+        lineage_extras=tuple(_pair(entry) for entry in _list(record, "lineage_extras")),
+        sandbox_backend=_optional(record, "sandbox_backend", str),
+        sandbox_spec=_spec_from_json(_optional(record, "sandbox_spec", dict)),
+        sandbox_handle_id=_optional(record, "sandbox_handle_id", str),
+        epoch=epoch,
+        writer=_optional(record, "writer", dict),
+        provider=_optional(record, "provider", dict),
+    )
+
+
+def usage_from_json(raw: object) -> RathLLMTokenUsage | None:
+    """The inverse of :func:`usage_to_json`.
+
+    Raises:
+        BadLine: not a usage.
+    """
+    if raw is None:
+        return None
+    if not isinstance(raw, dict):
+        raise BadLine("cumulative_usage is not an object")
+    details = [_optional(raw, name, dict) for name in ("completion_tokens_details", "prompt_tokens_details")]
+    return RathLLMTokenUsage(
+        _tokens(raw, "prompt_tokens"),
+        _tokens(raw, "completion_tokens"),
+        _tokens(raw, "total_tokens"),
+        *details,
+    )
+
+
+def _optional(record: dict[str, Any], name: str, kind: type[Any]) -> Any:
+    value = record.get(name)
+    if value is not None and type(value) is not kind:
+        raise BadLine(f"{name} is not of type {kind.__name__}")
+    return value
+
+
+def _list(record: dict[str, Any], name: str) -> list[Any]:
+    return _optional(record, name, list) or []
+
+
+def _tokens(raw: dict[str, Any], name: str) -> int:
+    value = raw.get(name)
+    if value is None:
+        return 0
+    if type(value) is not int or not 0 <= value < _MAX_TOKENS:
+        raise BadLine(f"{name} is not a number of tokens")
+    return value
+
+
+def _uuid(value: object, name: str) -> UUID:
+    try:
+        return UUID(value) if isinstance(value, str) else UUID("")
+    except ValueError:
+        raise BadLine(f"{name} is not a UUID") from None
+
+
+def _moment(value: object) -> datetime:
+    try:
+        moment = datetime.fromisoformat(value) if isinstance(value, str) else None
+        if moment is None:
+            raise ValueError
+        return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+    except (ValueError, OverflowError):
+        raise BadLine("created_at is not a time") from None
+
+
+def _kind(value: object) -> LineageKind:
+    """An operator kind that this version does not know is no reason not to load the rows."""
+    try:
+        return LineageKind(value)
+    except ValueError:
+        return LineageKind.UNKNOWN
+
+
+def _pair(entry: object) -> tuple[str, Any]:
+    if not (isinstance(entry, list) and len(entry) == 2 and isinstance(entry[0], str)):
+        raise BadLine("lineage_extras is not a list of pairs")
+    return entry[0], entry[1]
+
+
+def _spec_from_json(raw: dict[str, Any] | None) -> BackendSandboxSpec | None:
+    if raw is None:
+        return None
+    given: dict[str, Any] = {}
+    for field in dataclasses.fields(BackendSandboxSpec):
+        seconds = raw.get(field.name + _SECONDS)
+        value = raw.get(field.name)
+        if seconds is not None:
+            given[field.name] = _duration(seconds)
+        elif field.name == "env" and value is not None:
+            given["env"] = _environment(value)
+        elif isinstance(value, list):
+            given[field.name] = tuple(value)
+        elif value is not None:
+            given[field.name] = value
+    _check_documented(given)
+    try:
+        return BackendSandboxSpec(**given)
+    except Exception as error:  # a spec checks itself, in its own words
+        raise BadLine(f"sandbox_spec: {error!s:.200}") from None
+
+
+def _check_documented(given: dict[str, Any]) -> None:
+    for name in ("image", "working_dir"):
+        if not isinstance(given.get(name, ""), str):
+            raise BadLine(f"sandbox_spec: {name} is not text")
+    entrypoint = given.get("entrypoint", ())
+    if not isinstance(entrypoint, tuple) or not all(isinstance(part, str) for part in entrypoint):
+        raise BadLine("sandbox_spec: entrypoint is not a list of text")
+    if not isinstance(given.get("timeout", timedelta()), timedelta):
+        raise BadLine("sandbox_spec: timeout is not a number of seconds")
+
+
+def _environment(value: object) -> dict[str, str]:
+    if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
+        raise BadLine("sandbox_spec: env is not text by name")
+    # A variable whose value was redacted is left out: absent is better than wrong.
+    return {name: text for name, text in value.items() if REDACTED not in text}
+
+
+def _duration(seconds: object) -> timedelta:
+    try:
+        if type(seconds) not in (int, float):
+            raise ValueError
+        return timedelta(seconds=seconds)  # type: ignore[arg-type]
+    except (ValueError, OverflowError):
+        raise BadLine("sandbox_spec: a duration is not a number of seconds") from None

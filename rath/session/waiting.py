@@ -1,0 +1,153 @@
+"""Waiting for many sessions, in scripts and in event loops."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import queue
+import time
+from collections.abc import AsyncIterator, Generator, Iterable, Iterator
+from typing import Any, SupportsIndex
+
+from rath.core.cell import Cell
+from rath.errors import UsageTypeError
+from rath.session.session import Outcome, Session
+
+__all__ = ["AsCompleted", "Gathered", "as_completed", "gather"]
+
+
+class AsCompleted:
+    """Sessions as they finish: iterate it, or iterate it with ``async for``."""
+
+    def __init__(self, sessions: tuple[Session, ...], timeout: float | None = None) -> None:
+        self._sessions = sessions
+        self._timeout = timeout
+
+    def __iter__(self) -> Iterator[Session]:
+        deadline = None if self._timeout is None else time.monotonic() + self._timeout
+        inbox: queue.SimpleQueue[int] = queue.SimpleQueue()
+        # Ready ones first, in order; blocking for one of the others checks that waiting here is allowed at all.
+        waiting = dict(enumerate(self._sessions))
+        for index, session in list(waiting.items()):
+            session._cell.on_done(lambda _cell, index=index: inbox.put(index))
+        while waiting:
+            try:
+                index = inbox.get_nowait()
+            except queue.Empty:
+                next(iter(waiting.values()))._cell.check_may_block()
+                try:
+                    index = inbox.get(timeout=None if deadline is None else max(0.0, deadline - time.monotonic()))
+                except queue.Empty:
+                    raise TimeoutError(
+                        f"{len(waiting)} of {len(self._sessions)} sessions are not resolved within {self._timeout} s; they go on"
+                    ) from None
+            yield waiting.pop(index)
+
+    async def __aiter__(self) -> AsyncIterator[Session]:
+        loop = asyncio.get_running_loop()
+        inbox: asyncio.Queue[int] = asyncio.Queue()
+
+        def arrived(index: int) -> None:
+            # The waiting loop may be closed before the run ends.
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(inbox.put_nowait, index)
+
+        waiting = dict(enumerate(self._sessions))
+        for index, session in list(waiting.items()):
+            session._cell.on_done(lambda _cell, index=index: arrived(index))
+        async with asyncio.timeout(self._timeout):
+            while waiting:
+                yield waiting.pop(await inbox.get())
+
+
+class Gathered(list[Session | BaseException]):
+    """The sessions of a :func:`gather`, in order: a list that can be awaited.
+
+    Made inside a running event loop, it waits when it is awaited or first looked into.
+    """
+
+    def __init__(self, sessions: tuple[Session, ...], return_exceptions: bool) -> None:
+        super().__init__()
+        self._pending: tuple[Session, ...] | None = sessions
+        self._return_exceptions = return_exceptions
+
+    def _fill(self) -> Gathered:
+        if self._pending is not None:
+            for session in AsCompleted(self._pending):
+                self._check(session)
+            self._settle(self._pending)
+        return self
+
+    async def _fill_in_loop(self) -> Gathered:
+        if self._pending is not None:
+            async for session in AsCompleted(self._pending):
+                self._check(session)
+            self._settle(self._pending)
+        return self
+
+    def _check(self, session: Session) -> None:
+        cell: Cell[Outcome] = session._cell
+        if cell.failure is not None and not self._return_exceptions:
+            cell.failure.raise_()
+
+    def _settle(self, sessions: tuple[Session, ...]) -> None:
+        self._pending = None
+        super().extend(session.exception() or session for session in sessions)
+
+    def __await__(self) -> Generator[Any, None, Gathered]:
+        return self._fill_in_loop().__await__()
+
+    def __iter__(self) -> Iterator[Session | BaseException]:
+        self._fill()
+        return super().__iter__()
+
+    def __len__(self) -> int:
+        return super().__len__() if self._pending is None else len(self._pending)
+
+    def __getitem__(self, index: SupportsIndex | slice) -> Any:
+        self._fill()
+        return super().__getitem__(index)
+
+    def __eq__(self, other: object) -> bool:
+        self._fill()
+        return list(self) == (list(other) if isinstance(other, list | tuple) else other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"<gather of {len(self._pending)} sessions>" if self._pending is not None else super().__repr__()
+
+
+def gather(*sessions: Session, return_exceptions: bool = False) -> Gathered:
+    """Wait for all of ``sessions`` and return them in order; ``await gather(...)`` in an event loop.
+
+    Args:
+        return_exceptions: put the error of a failed session in its place instead of raising.
+
+    Raises:
+        BaseException: the first failure, as soon as it happens; the other runs go on.
+        UsageTypeError: an argument is no session.
+    """
+    gathered = Gathered(_checked(sessions), return_exceptions)
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return gathered._fill()
+    return gathered
+
+
+def as_completed(sessions: Iterable[Session], *, timeout: float | None = None) -> AsCompleted:
+    """The sessions as they finish, failed and cancelled ones too. For ``for`` and ``async for``.
+
+    Args:
+        timeout: seconds for all of them, after which iteration raises ``TimeoutError``; the runs go on.
+    """
+    return AsCompleted(_checked(tuple(sessions)), timeout)
+
+
+def _checked(sessions: tuple[Any, ...]) -> tuple[Session, ...]:
+    for session in sessions:
+        if not isinstance(session, Session):
+            hint = ": unpack it with *" if isinstance(session, list | tuple | set) else ""
+            raise UsageTypeError(f"expected sessions, got a {type(session).__name__}{hint}")
+    return sessions

@@ -1,0 +1,13 @@
+"""For tests of code that uses rath and of parts that plug into it: scripted models, conformance suites."""
+
+from rath.core.lazy import lazy_exports
+
+__getattr__, __dir__, __all__ = lazy_exports(
+    __name__,
+    {
+        "ModelClientConformance": "rath.testing.client",
+        "Reply": "rath.llm.scripted",
+        "SandboxConformance": "rath.testing.sandbox",
+        "ScriptedClient": "rath.llm.scripted",
+    },
+)

@@ -1,0 +1,331 @@
+"""Results of tools as JSON text for the model."""
+
+from __future__ import annotations
+
+import enum
+import json
+import math
+import time
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import BaseModel
+
+from rath.backend.types import (
+    CodeResult,
+    CommandResult,
+    FileContent,
+    FileEntries,
+    FileEntry,
+    FileWriteResult,
+    ToolExecutionFailure,
+)
+from rath.errors import SandboxError, ToolError
+from rath.runtime.results import cut, encode_result, exception_payload, failure_payload, is_failure
+
+
+def shown(raw: Any) -> Any:
+    """What a strict reader sees: the text must survive UTF-8 and hold no NaN."""
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    return json.loads(encode_result(raw).body.encode("utf-8"), parse_constant=refuse)
+
+
+def test_a_bool_is_an_object_with_ok() -> None:
+    assert encode_result(True) == ('{"ok":true}', True)
+    assert shown(False) == {"ok": False}
+
+
+def test_a_false_answer_is_not_a_failure_of_the_tool() -> None:
+    encoded = encode_result(False)
+    assert encoded.ok
+    assert not is_failure(encoded.body)
+
+
+def test_a_command_shows_exit_code_output_and_time() -> None:
+    assert shown(CommandResult(2, b"out\n", "grün".encode(), 1.5)) == {
+        "exit_code": 2,
+        "stdout": "out\n",
+        "stderr": "grün",
+        "elapsed_ms": 1.5,
+    }
+
+
+def test_a_command_says_when_it_timed_out_and_how_much_it_really_wrote() -> None:
+    result = CommandResult(137, b"head", b"", 9.0, stdout_bytes=10**9, stderr_bytes=0, truncated=True, timed_out=True)
+    assert shown(result) | {"elapsed_ms": 0} == {
+        "exit_code": 137,
+        "stdout": "head",
+        "stderr": "",
+        "elapsed_ms": 0,
+        "timed_out": True,
+        "truncated": True,
+        "stdout_bytes": 10**9,
+        "stderr_bytes": 0,
+    }
+
+
+def test_each_output_of_a_command_is_cut_on_its_own_and_keeps_head_and_tail() -> None:
+    fields = shown(CommandResult(0, b"a" + b"x" * 100_000 + b"z", b"y" * 48_000, 1.0))
+    assert len(fields["stdout"]) == 48_000
+    assert fields["stdout"].startswith("ax")
+    assert fields["stdout"].endswith("xz")
+    assert fields["stderr"] == "y" * 48_000
+
+
+def test_output_that_is_not_utf8_is_shown_all_the_same() -> None:
+    assert "ok" in shown(CommandResult(0, b"\xff\xfe ok", b"", 1.0))["stdout"]
+
+
+def test_a_file_is_cut_at_12000_characters() -> None:
+    text = shown(FileContent("é" * 20_000))["data"]
+    assert len(text) == 12_000
+    assert "characters left out" in text
+    assert shown(FileContent(b"bytes"))["data"] == "bytes"
+    assert shown(FileContent("é" * 12_000))["data"] == "é" * 12_000
+
+
+def test_a_long_directory_shows_500_entries_and_says_how_many_more() -> None:
+    entries = tuple(FileEntry(f"f{i}", f"d/f{i}", i % 2 == 0) for i in range(503))
+    fields = shown(FileEntries(entries))
+    assert len(fields["entries"]) == 500
+    assert fields["entries"][1] == {"name": "f1", "path": "d/f1", "is_dir": False}
+    assert fields["left_out"] == 3
+    assert "left_out" not in shown(FileEntries(entries[:500]))
+
+
+def test_writes_and_code_have_their_fields() -> None:
+    assert shown(FileWriteResult(7)) == {"bytes_written": 7}
+    assert shown(CodeResult(None, b"1\n", b"", "Boom")) == {"text": None, "stdout": "1\n", "stderr": "", "error": "Boom"}
+
+
+def test_a_failure_of_the_sandbox_is_a_failure() -> None:
+    encoded = encode_result(ToolExecutionFailure("file_not_found", "no file a.txt", None))
+    assert not encoded.ok
+    assert is_failure(encoded.body)
+    assert json.loads(encoded.body) == {
+        "ok": False,
+        "error_kind": "file_not_found",
+        "message": "no file a.txt",
+        "detail": None,
+    }
+
+
+def test_the_detail_of_a_failure_is_cut_at_4000_characters() -> None:
+    assert len(json.loads(failure_payload("k", "m", "d" * 10_000))["detail"]) == 4_000
+
+
+class Point(BaseModel):
+    x: int
+    when: datetime = datetime(2024, 1, 2)
+
+
+def test_a_pydantic_model_is_its_own_json_also_inside_of_others() -> None:
+    assert shown(Point(x=1)) == {"x": 1, "when": "2024-01-02T00:00:00"}
+    assert shown([Point(x=2)]) == [{"x": 2, "when": "2024-01-02T00:00:00"}]
+
+
+class Colour(str, enum.Enum):
+    RED = "red"
+
+
+@pytest.mark.parametrize(
+    ("raw", "expected"),
+    [
+        (None, None),
+        ("text", "text"),
+        (3, 3),
+        ([1, "ä"], [1, "ä"]),
+        ({"a": (1, 2)}, {"a": [1, 2]}),
+        (Path("a/b"), "a/b"),
+        (Colour.RED, "red"),
+        ({"when": datetime(2024, 1, 2)}, {"when": "2024-01-02 00:00:00"}),
+    ],
+)
+def test_anything_else_is_json_with_str_for_what_json_has_not(raw: Any, expected: Any) -> None:
+    assert shown(raw) == expected
+
+
+def test_other_scripts_stay_characters() -> None:
+    assert encode_result({"ü": "日本"}).body == '{"ü":"日本"}'
+
+
+def test_numbers_that_json_has_not_are_words() -> None:
+    assert shown([math.nan, {"x": math.inf}, -math.inf, 1.5]) == ["NaN", {"x": "Infinity"}, "-Infinity", 1.5]
+
+
+def test_what_cannot_be_json_is_shown_by_repr_and_type() -> None:
+    assert shown({(1, 2): 3}) == {"repr": "{(1, 2): 3}", "type": "builtins.dict"}
+    circular: list[Any] = []
+    circular.append(circular)
+    assert shown(circular) == {"repr": "[[...]]", "type": "builtins.list"}
+
+
+def test_addresses_in_memory_are_not_shown() -> None:
+    assert shown({"f": object()}) == {"f": "<object object>"}
+    assert "0x" not in encode_result({(1,): object()}).body
+    assert "0x" not in exception_payload(ValueError(f"bad {object()!r}"))
+    assert "at 0x7f00" in failure_payload("k", "segfault at 0x7f00")
+
+
+class Hostile:
+    def __repr__(self) -> str:
+        raise RuntimeError("no")
+
+
+class HostileModel:
+    def model_dump(self, mode: str = "python") -> Any:
+        raise KeyError("no")
+
+
+def test_an_object_whose_own_methods_fail_is_still_shown() -> None:
+    assert shown(Hostile())["repr"] == "<Hostile, whose repr failed>"
+    assert "HostileModel" in shown([HostileModel()])["repr"]
+
+
+def test_nesting_without_end_is_shown() -> None:
+    deep: list[Any] = []
+    for _ in range(100_000):
+        deep = [deep]
+    assert set(shown(deep)) == {"repr", "type"}
+
+
+def test_a_result_with_other_types_than_promised_is_shown() -> None:
+    assert shown(FileEntries(None))["type"].endswith("FileEntries")  # type: ignore[arg-type]
+
+
+def test_a_result_that_is_too_long_is_cut_inside_valid_json() -> None:
+    fields = shown({"rows": ['"'] * 50_000})
+    assert fields["truncated"] is True
+    assert fields["characters"] > 200_000
+    assert len(fields["text"]) == 48_000
+    assert fields["text"].startswith('{"rows":["')
+    assert fields["text"].endswith('"]}')
+
+
+def test_a_long_text_is_cut_before_it_is_quoted() -> None:
+    fields = shown("\n" * 48_001)
+    assert fields["characters"] == 48_001
+    assert set(fields["text"].partition("…")[0]) == {"\n"}
+    assert shown("\n" * 48_000) == "\n" * 48_000
+
+
+def test_lone_surrogates_become_escapes_and_come_back() -> None:
+    assert shown({"a": "\ud800é", "b": ["\udfff"]}) == {"a": "\ud800é", "b": ["\udfff"]}
+    assert shown(FileContent("\udc80")) == {"data": "\udc80"}
+    assert "é" in encode_result("\ud800é").body
+
+
+@given(st.text(min_size=1), st.integers(min_value=60, max_value=400))
+def test_a_cut_keeps_the_limit_the_ends_and_the_count(text: str, limit: int) -> None:
+    text = text * (1 + 500 // len(text))
+    result = cut(text, limit)
+    assert len(result) <= limit
+    head, rest = result.split("…[", 1) if text.count("…[") == 0 else ("", "")
+    if head:
+        count, tail = rest.split(" characters left out]…", 1)
+        assert text.startswith(head)
+        assert text.endswith(tail)
+        assert int(count.replace(",", "")) == len(text) - len(head) - len(tail)
+
+
+def test_a_text_within_the_limit_is_not_touched() -> None:
+    assert cut("abc", 3) == "abc"
+
+
+def test_the_marker_says_how_much_is_missing() -> None:
+    assert "…[12,345 characters left out]…" in cut("x" * (100_000 + 12_345 - 30), 100_000)
+
+
+SCALARS = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(st.characters(exclude_categories=()))
+    | st.binary()
+    | st.datetimes()
+    | st.uuids()
+    | st.complex_numbers()
+    | st.decimals()
+)
+ANYTHING = st.recursive(
+    SCALARS,
+    lambda inner: (
+        st.lists(inner)
+        | st.tuples(inner, inner)
+        | st.dictionaries(st.text() | st.integers() | st.floats() | st.tuples(st.integers()), inner)
+        | st.frozensets(st.integers() | st.text())
+    ),
+    max_leaves=20,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(ANYTHING)
+def test_whatever_a_tool_returns_becomes_valid_json(raw: Any) -> None:
+    shown(raw)
+
+
+@given(st.text(st.characters(exclude_categories=())), st.none() | st.text(st.characters(exclude_categories=())))
+def test_every_failure_is_valid_json(message: str, detail: str | None) -> None:
+    payload = failure_payload("kind", message, detail)
+    fields = json.loads(payload.encode())
+    assert fields["ok"] is False
+    assert is_failure(payload)
+
+
+JSON = st.recursive(
+    st.none() | st.integers() | st.text() | st.booleans() | st.floats(allow_nan=False, allow_infinity=False),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=20,
+)
+
+
+@given(JSON.filter(lambda value: not isinstance(value, bool)))
+def test_what_is_json_already_comes_through_unchanged(raw: Any) -> None:
+    assert shown(raw) == raw
+
+
+def test_an_exception_is_told_by_its_message_and_its_type() -> None:
+    fields = json.loads(exception_payload(KeyError("x")))
+    assert fields == {
+        "ok": False,
+        "error_kind": "tool_execution_exception",
+        "message": "'x'",
+        "detail": "KeyError: 'x'",
+    }
+
+
+def test_an_exception_without_a_message_is_told_by_its_type() -> None:
+    assert json.loads(exception_payload(TimeoutError()))["message"] == "TimeoutError"
+
+
+def test_a_tool_error_has_the_kind_and_detail_that_it_names() -> None:
+    fields = json.loads(exception_payload(ToolError("quota is used up", kind="quota", detail="3 of 3")))
+    assert (fields["error_kind"], fields["message"], fields["detail"]) == ("quota", "quota is used up", "3 of 3")
+
+
+def test_an_exception_that_cannot_say_what_it_is_is_told_too() -> None:
+    class Mute(Exception):
+        def __str__(self) -> str:
+            raise SandboxError("no")
+
+    assert "Mute" in json.loads(exception_payload(Mute()))["message"]
+
+
+@pytest.mark.parametrize("raw", [True, {"ok": True, "count": 3, "name": "x"}])
+def test_small_results_cost_microseconds(raw: Any) -> None:
+    best = float("inf")
+    for _ in range(30):
+        began = time.perf_counter()
+        for _ in range(100):
+            encode_result(raw)
+        best = min(best, (time.perf_counter() - began) / 100)
+    assert best < 3e-6
