@@ -11,7 +11,7 @@ import stat
 from rath.backend.calls import FileContent, FileEntries, FileEntry, FileWriteResult
 from rath.backend.local_paths import Confined, Refused
 
-__all__ = ["exists", "failure_kind", "list_directory", "read_bytes", "decode", "write_file"]
+__all__ = ["decode", "exists", "failure_kind", "file_size", "list_directory", "read_bytes", "write_file"]
 
 MAX_READ_BYTES = 64 * 1024 * 1024
 # Without O_NONBLOCK, opening a FIFO that nobody writes to would never return.
@@ -61,7 +61,8 @@ def _readable(fd: int, relative: str) -> os.stat_result:
 def _too_large(relative: str, size: str) -> Refused:
     return Refused(
         "file_too_large",
-        f"{relative!r} has {size} bytes; at most {MAX_READ_BYTES:,} are read at once. Read a part with a command (head, tail, sed)",
+        f"{relative!r} has {size} bytes; at most {MAX_READ_BYTES:,} are read at once. "
+        "Read a part with a command (head, tail, sed)",
     )
 
 

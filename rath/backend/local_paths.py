@@ -56,9 +56,10 @@ def _kernel_call() -> ctypes._NamedFuncPointer | None:
 
 def _openat2(call: ctypes._NamedFuncPointer, root: int, path: str, flags: int, *, close_root: bool = False) -> int:
     how = _OpenHow(flags | os.O_CLOEXEC, 0, _RESOLVE_BENEATH | _RESOLVE_NO_MAGICLINKS)
+    size = ctypes.c_size_t(ctypes.sizeof(how))
     try:
         for _ in range(_MAX_RACES):
-            fd = call(_OPENAT2, root, os.fsencode(path), ctypes.byref(how), ctypes.c_size_t(ctypes.sizeof(how)))
+            fd = call(ctypes.c_long(_OPENAT2), root, os.fsencode(path), ctypes.byref(how), size)
             if fd >= 0:
                 return int(fd)
             code = ctypes.get_errno()
@@ -105,6 +106,10 @@ class Confined:
             raise Refused("invalid_tool_arguments", f"a path is a string, not {type(path).__name__}")
         if "\0" in path:
             raise Refused("invalid_tool_arguments", "a path cannot contain a NUL character")
+        try:
+            os.fsencode(path)
+        except UnicodeEncodeError:
+            raise Refused("invalid_tool_arguments", f"{path!r} holds characters that no file name can") from None
         if not path.startswith("/"):
             return path or "."
         for top in (self.path, self.real_path):
@@ -141,7 +146,8 @@ class Confined:
         for _ in range(_MAX_LINKS):
             head, _, name = relative.rpartition("/")
             if name in ("", ".", ".."):
-                raise Refused("is_directory", f"{relative!r} is a directory")
+                with self.opened(relative, DIRECTORY):  # or it leads out, or is not there
+                    raise Refused("is_directory", f"{relative!r} is a directory")
             fd = self._directories(head, create)
             try:
                 link = _link_at(fd, name)
@@ -161,9 +167,8 @@ class Confined:
         except FileNotFoundError:
             if not create:
                 raise
-        with self.parent(relative.rstrip("/"), create=True) as (above, name):
-            with contextlib.suppress(FileExistsError):  # somebody made it meanwhile
-                os.mkdir(name, 0o777, dir_fd=above)
+        with self.parent(relative.rstrip("/"), create=True) as (above, name), contextlib.suppress(FileExistsError):
+            os.mkdir(name, 0o777, dir_fd=above)  # or somebody made it meanwhile
         return self.open(relative, DIRECTORY)
 
     def _walk(self, relative: str, flags: int) -> int:
@@ -206,7 +211,8 @@ def outside(path: str) -> Refused:
     """The refusal of a path that leads out."""
     return Refused(
         "path_outside_workspace",
-        f"{path!r} leads out of the workspace. Use a path relative to it; links that are absolute or lead out are not followed",
+        f"{path!r} leads out of the workspace. Use a path relative to it; "
+        "links that are absolute or lead out are not followed",
     )
 
 

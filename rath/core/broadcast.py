@@ -28,20 +28,29 @@ from rath.core.events import (
 
 __all__ = ["EventStream", "SessionEvents"]
 
+_DELTAS = frozenset(DELTAS)
+# A long message in small fragments is joined now and then, or keeping it for late readers would cost O(n²).
+_COALESCE = 64
+_now = time.time
+_readers_lock = threading.Lock()
+
 
 class EventStream:
-    """Emits and replays the events of one run. Emitting is for the engine's thread, reading for any."""
+    """Emits and replays the events of one run. Emitting is for one thread at a time, reading for any.
 
-    __slots__ = ("_deltas", "_history", "_lock", "_readers", "run_id", "seq", "session_id")
+    Emitting takes no lock: an event is first appended, then pushed to the readers of that moment. A new reader is first
+    registered, then copies what has passed; what it gets twice it knows by ``seq``.
+    """
+
+    __slots__ = ("_deltas", "_history", "_readers", "run_id", "seq", "session_id")
 
     def __init__(self, run_id: UUID, session_id: UUID) -> None:
         self.run_id = run_id
         self.session_id = session_id
         self.seq = 0
         self._history: list[Event] = []
-        self._deltas: list[Event] = []
+        self._deltas: tuple[Event, ...] = ()
         self._readers: tuple[Callable[[Event], None], ...] = ()
-        self._lock = threading.Lock()
 
     @property
     def has_readers(self) -> bool:
@@ -49,45 +58,66 @@ class EventStream:
 
     def emit(self, kind: type[Any], *fields: Any) -> Event:
         """Make the next event of ``kind`` and hand it on. Positional fields, for speed: this is the hot path."""
-        with self._lock:
-            event: Event = kind(self.run_id, self.session_id, self.seq, time.time(), *fields)
-            self.seq += 1
-            if kind in DELTAS:
-                self._deltas.append(event)
-            else:
-                if kind is MessageFinished:
-                    self._deltas = []
-                self._history.append(event)
-            for push in self._readers:
-                push(event)
+        event: Event = kind(self.run_id, self.session_id, self.seq, _now(), *fields)
+        self.seq += 1
+        if kind in _DELTAS:
+            self._deltas = (*self._deltas, event) if len(self._deltas) < _COALESCE else _coalesced((*self._deltas, event))
+        else:
+            self._history.append(event)
+            if kind is MessageFinished:
+                self._deltas = ()
+        for push in self._readers:
+            push(event)
         return event
 
     def drop_deltas(self) -> None:
         """Forget fragments of a message that will not be finished."""
-        with self._lock:
-            self._deltas = []
-
-    @property
-    def ended(self) -> bool:
-        return bool(self._history) and isinstance(self._history[-1], TERMINAL)
+        self._deltas = ()
 
     def subscribe(self, push: Callable[[Event], None]) -> Callable[[], None]:
         """Replay what has passed into ``push``, then every event as it comes. Returns how to stop."""
-        with self._lock:
-            for event in self._history:
-                push(event)
-            for event in _coalesced(self._deltas):
-                push(event)
-            self._readers = (*self._readers, push)
+        reader = _Reader(push)
+        with _readers_lock:
+            self._readers = (*self._readers, reader.push)
+        # The fragments first: a message that finishes in between is then in the history, and they are dropped.
+        deltas = _coalesced(self._deltas)
+        reader.replay(tuple(self._history), deltas)
 
         def stop() -> None:
-            with self._lock:
-                self._readers = tuple(reader for reader in self._readers if reader is not push)
+            with _readers_lock:
+                self._readers = tuple(known for known in self._readers if known != reader.push)
 
         return stop
 
 
-def _coalesced(deltas: list[Event]) -> list[Event]:
+class _Reader:
+    """Holds live events back until the replay is through, and drops what the replay had."""
+
+    def __init__(self, target: Callable[[Event], None]) -> None:
+        self._target = target
+        self._lock = threading.Lock()
+        self._held: list[Event] | None = []
+
+    def push(self, event: Event) -> None:
+        with self._lock:
+            if self._held is None:
+                self._target(event)
+            else:
+                self._held.append(event)
+
+    def replay(self, history: tuple[Event, ...], deltas: tuple[Event, ...]) -> None:
+        last = history[-1].seq if history else -1
+        with self._lock:
+            for event in (*history, *(delta for delta in deltas if delta.seq > last)):
+                self._target(event)
+                last = event.seq
+            for event in self._held or ():
+                if event.seq > last:
+                    self._target(event)
+            self._held = None
+
+
+def _coalesced(deltas: tuple[Event, ...]) -> tuple[Event, ...]:
     """The fragments of an unfinished message, joined to one a kind (and one a tool call)."""
     joined: dict[tuple[str, int], list[Any]] = {}
     for delta in deltas:
@@ -100,13 +130,11 @@ def _coalesced(deltas: list[Event]) -> list[Event]:
         if isinstance(last, ToolCallDelta):
             call_id = next((p.call_id for p in reversed(parts) if p.call_id), None)
             name = "".join(p.name or "" for p in parts) or None
-            out.append(
-                ToolCallDelta(*head, last.index, call_id, name, "".join(p.arguments or "" for p in parts) or None)
-            )
+            out.append(ToolCallDelta(*head, last.index, call_id, name, "".join(p.arguments or "" for p in parts) or None))
         else:
             kind = TextDelta if isinstance(last, TextDelta) else ReasoningDelta
             out.append(kind(*head, "".join(p.text for p in parts)))
-    return out
+    return tuple(sorted(out, key=lambda event: event.seq))
 
 
 class SessionEvents:

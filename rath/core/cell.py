@@ -136,7 +136,7 @@ class Cell(Generic[T]):
         self._callbacks: list[Callable[[Cell[T]], None]] | None = []
         self._generation = _process_generation
         self.inputs = inputs
-        self.waits: list[Cell[Any]] = []
+        self.waits: list[Cell[Any]] | None = None
         self.on_cancel: Callable[[], None] | None = None
         self.cancel_reason = ""
 
@@ -149,7 +149,7 @@ class Cell(Generic[T]):
         cell._failure = cell._future = cell._callbacks = cell.on_cancel = None
         cell.inputs = ()
         cell._generation = _process_generation
-        cell.waits = []
+        cell.waits = None
         cell.cancel_reason = ""
         return cell
 
@@ -283,9 +283,7 @@ class Cell(Generic[T]):
             try:
                 future.result(timeout)
             except FutureTimeoutError:
-                raise TimeoutError(
-                    f"not resolved within {timeout} s; the run goes on, read again to wait again"
-                ) from None
+                raise TimeoutError(f"not resolved within {timeout} s; the run goes on, read again to wait again") from None
 
     def _waitable(self) -> Future[None]:
         with _lock:
@@ -304,12 +302,15 @@ class Cell(Generic[T]):
         waiter = inside[-1]
         with _wait_lock:
             self._refuse_cycle(inside)
+            if waiter.waits is None:
+                waiter.waits = []
             waiter.waits.append(self)
         try:
             yield
         finally:
             with _wait_lock:
-                waiter.waits.remove(self)
+                if waiter.waits is not None:
+                    waiter.waits.remove(self)
 
     def _refuse_cycle(self, inside: tuple[Cell[Any], ...]) -> None:
         """Raise if resolving this cell needs one of the runs that the caller is part of."""
@@ -326,7 +327,7 @@ class Cell(Generic[T]):
             if id(cell) not in seen and cell._callbacks is not None:
                 seen.add(id(cell))
                 stack.extend(cell.inputs)
-                stack.extend(cell.waits)
+                stack.extend(cell.waits or ())
 
     def __await__(self) -> Generator[Any, None, T]:
         if self._callbacks is not None:

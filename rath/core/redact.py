@@ -39,18 +39,14 @@ def add_secret(value: str) -> None:
         if len(value) < MIN_LENGTH:
             if not _warned_short:
                 _warned_short = True
-                _log.warning(
-                    "a secret shorter than %d characters is not redacted: it would match ordinary text", MIN_LENGTH
-                )
+                _log.warning("a secret shorter than %d characters is not redacted: it would match ordinary text", MIN_LENGTH)
             return
         _values.add(value)
         # The longest first, so that a secret that contains another is replaced whole.
         ordered = sorted(_values, key=len, reverse=True)
         # In a row's bytes the value stands as JSON text: escaped, and perhaps ASCII-safe.
         forms = {
-            form
-            for v in ordered
-            for form in (v.encode("utf-8", "surrogatepass"), _json_body(v, False), _json_body(v, True))
+            form for v in ordered for form in (v.encode("utf-8", "surrogatepass"), _json_body(v, False), _json_body(v, True))
         }
         _pattern = re.compile(b"|".join(re.escape(f) for f in sorted(forms, key=len, reverse=True)))
         _text_pattern = re.compile("|".join(re.escape(v) for v in ordered))

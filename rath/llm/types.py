@@ -84,17 +84,20 @@ class RathLLMChatRequest:
 
     @classmethod
     def deferred(
-        cls, options: Mapping[str, Any], messages: Callable[[], tuple[RathLLMMessage, ...]]
+        cls, options: Mapping[str, Any], messages: Callable[[], tuple[RathLLMMessage, ...]], *, turn: int | None = None
     ) -> RathLLMChatRequest:
         """A request whose ``messages`` are made by calling ``messages`` when somebody first reads them.
 
         Args:
             options: every other field, by name (``request_options`` of a provider); not copied per field.
             messages: must return the same messages whenever it is called.
+            turn: which model call of its run this is, from 1, for clients that can use it.
         """
         request = object.__new__(cls)
         request.__dict__.update(options)
         request.__dict__["_messages"] = messages
+        if turn is not None:
+            request.__dict__["_turn"] = turn - 1
         return request
 
     def __getattr__(self, name: str) -> Any:

@@ -13,6 +13,7 @@ from contextlib import aclosing
 from typing import Any
 
 from rath.core import events
+from rath.core.broadcast import EventStream
 from rath.core.ports import Engine
 from rath.errors import ProviderError
 from rath.llm.fold import DeltaFold
@@ -31,22 +32,29 @@ class Completer:
     """Makes the model calls of one run.
 
     Args:
+        stream: the run's events; whoever reads them wants fragments.
         emit: takes an event's type and fields.
-        wants_deltas: whether somebody reads the run's events right now.
     """
 
-    def __init__(
-        self, request: RunRequest, engine: Engine, lane: Lane, emit: Emit, wants_deltas: Callable[[], bool]
-    ) -> None:
+    __slots__ = ("_can_stream", "_emit", "_engine", "_lane", "_native", "_request", "_source", "_stream")
+
+    def __init__(self, request: RunRequest, engine: Engine, stream: EventStream, emit: Emit) -> None:
         self._request = request
         self._engine = engine
-        self._lane = lane
+        self._stream = stream
+        self._lane: Lane | None = None
         self._emit = emit
-        self._wants_deltas = wants_deltas
         source: Any = request.client if request.executor is None else request.executor
         self._source = source
         self._native = request.executor is None and hasattr(source, "open_completion")
         self._can_stream = self._native or (request.executor is None and hasattr(source, "complete_stream"))
+
+    @property
+    def lane(self) -> Lane:
+        """Where the run's callbacks are called."""
+        if self._lane is None:
+            self._lane = Lane(self._engine)
+        return self._lane
 
     async def complete(self, request: RathLLMChatRequest) -> RathLLMChatResponse:
         """The whole reply.
@@ -57,10 +65,21 @@ class Completer:
         """
         failures = 0
         while True:
-            stream = self._can_stream and (self._request.on_event is not None or self._wants_deltas())
-            seen: list[bool] = []
+            seen: list[bool] | None = None
+            response: Any = None
             try:
-                response = await (self._streamed(request, seen) if stream else self._whole(request))
+                if self._can_stream and (self._request.on_event is not None or self._stream.has_readers):
+                    seen = []
+                    response = await self._streamed(request, seen)
+                elif self._native:
+                    items = self._source.open_completion(request, stream=False)
+                    try:
+                        async for item in items:
+                            response = item
+                    finally:
+                        await items.aclose()
+                else:
+                    response = await self._maybe_async(self._source.complete, request)
             except ProviderError as error:
                 failures += 1
                 delay_s = None if seen else retry_delay_s(self._request.provider, error, failures)
@@ -76,16 +95,6 @@ class Completer:
             if not response.choices:
                 raise ProviderError("the model's reply has no choices: the server sent an empty or foreign response")
             return response
-
-    async def _whole(self, request: RathLLMChatRequest) -> Any:
-        source = self._source
-        if self._native:
-            response = None
-            async with aclosing(source.open_completion(request, stream=False)) as items:
-                async for item in items:
-                    response = item
-            return response
-        return await self._maybe_async(source.complete, request)
 
     async def _maybe_async(self, function: Callable[..., Any], *args: Any) -> Any:
         if inspect.iscoroutinefunction(function):
@@ -103,10 +112,11 @@ class Completer:
                 if not seen:
                     seen.append(True)
                 if callback is not None:
-                    self._lane.call(callback, delta)
+                    self.lane.call(callback, delta)
                 self._emit_delta(delta)
                 fold.add(delta)
-        await self._lane.settle()
+        if self._lane is not None:
+            await self._lane.settle()
         return fold.response(request.model or self._request.provider.model or "")
 
     def _emit_delta(self, delta: RathLLMStreamDelta) -> None:

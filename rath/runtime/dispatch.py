@@ -50,9 +50,7 @@ async def run_queues(
     return fatal
 
 
-async def _run_queue(
-    queue: list[int], run_call: Callable[[int], Awaitable[BaseException | None]]
-) -> BaseException | None:
+async def _run_queue(queue: list[int], run_call: Callable[[int], Awaitable[BaseException | None]]) -> BaseException | None:
     for index in queue:
         fatal = await run_call(index)
         if fatal is not None:

@@ -12,6 +12,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from rath.core import events
@@ -37,10 +38,9 @@ from rath.llm.types import (
 from rath.runtime.completion import Completer
 from rath.runtime.dispatch import GLOBAL_KEY, queues_of, run_queues
 from rath.runtime.job import Job, submit
-from rath.runtime.lane import Lane
 from rath.runtime.pipeline import run_through
 from rath.runtime.results import encode_result, failure_payload
-from rath.runtime.sync import GroupSync
+from rath.runtime.sync import Sync
 from rath.runtime.turn import (
     AppendAssistant,
     AppendResults,
@@ -64,7 +64,7 @@ from rath.session.chunk import (
     user_text_chunk,
 )
 from rath.session.request import RunRequest
-from rath.session.session import Outcome, RunView, Session, make_session, share_lease
+from rath.session.session import Outcome, RunView, Session, share_lease, snapshot_session
 
 __all__ = ["Run", "drive_compress", "drive_loop"]
 
@@ -79,19 +79,16 @@ _MAX_DIGEST_ROWS = 4096
 
 def drive_loop(request: RunRequest) -> tuple[Cell[Outcome], RunView]:
     """Start a session loop."""
-
-    async def body(job: Job) -> Outcome:
-        return await run_through(job, request, Run)
-
-    return submit(Job(request.node, request.session_id, (request.user, request.agent), body, request.timeout_s))
+    return _start(request, Run)
 
 
 def drive_compress(request: RunRequest) -> tuple[Cell[Outcome], RunView]:
     """Start a compression."""
+    return _start(request, CompressRun)
 
-    async def body(job: Job) -> Outcome:
-        return await run_through(job, request, CompressRun)
 
+def _start(request: RunRequest, kind: type[BaseRun]) -> tuple[Cell[Outcome], RunView]:
+    body = partial(run_through, request=request, make_run=kind)
     return submit(Job(request.node, request.session_id, (request.user, request.agent), body, request.timeout_s))
 
 
@@ -99,56 +96,56 @@ class BaseRun:
     """What a loop and a compression share: rows, usage, budget, log, events.
 
     Args:
+        base: the rows that the output starts with.
+        rows: gets the run's own rows; only ever grows.
         emit: takes an event's type and fields.
-        sync: awaits until everything emitted so far is as durable as the log promises.
+        sync: awaits until everything emitted so far is as durable as the log promises; ``None`` without a log.
     """
 
     def __init__(
         self,
         request: RunRequest,
         job: Job,
+        base: ChunkTable,
+        rows: list[ChunkRow],
         emit: Callable[..., None],
-        sync: GroupSync,
-        wants_deltas: Callable[[], bool],
+        sync: Sync | None,
     ) -> None:
         self.request = request
         self.emit = emit
         self._job = job
         self._sync = sync
         self._engine: Engine = job.engine
-        self._lane = Lane(job.engine)
-        self._completer = Completer(request, job.engine, self._lane, emit, wants_deltas)
+        self._completer = Completer(request, job.engine, job.view.stream, emit)
         self._usage: RathLLMTokenUsage | None = None
         self._snapshot: Session | None = None
         self._head = request.agent.partial
-        self.table = request.user.partial
+        self.base = base
+        self.rows = rows
         self._options = request_options(
             request.provider, tools=request.schemas, default_tool_choice="auto" if request.schemas else "none"
         )
 
     def append(self, row: ChunkRow) -> None:
         """Add a row to the table, the partial result and the stream (and so to the log)."""
-        index = len(self.table)
-        self.table = self._job.view.partial = self.table.extend(row)
+        self.rows.append(row)
         self._snapshot = None
-        self.emit(events.RowAppended, index, row)
+        self.emit(events.RowAppended, len(self.base) + len(self.rows) - 1, row)
 
     def snapshot(self) -> Session:
         """The session as tools and callbacks see it: resolved, with the run's id, lineage and placement."""
         if self._snapshot is None:
-            request = self.request
-            self._snapshot = make_session(
-                request.record, Cell.resolved(Outcome(self.table, self._usage)), share_lease(self._job.lease)
-            )
+            outcome = Outcome(ChunkTable.growing(self.base, self.rows), self._usage)
+            self._snapshot = snapshot_session(self.request.record, outcome, share_lease(self._job.lease))
         return self._snapshot
 
     def _chat_request(self, turn: int, extra: tuple[RathLLMMessage, ...] = ()) -> RathLLMChatRequest:
-        head, table = self._head, self.table
+        messages = partial(_messages, self._head, self._transcript(), extra)
+        return RathLLMChatRequest.deferred(self._options, messages, turn=turn)
 
-        def messages() -> tuple[RathLLMMessage, ...]:
-            return (*chunk_table_to_messages(head), *chunk_table_to_messages(table), *extra)
-
-        return RathLLMChatRequest.deferred({**self._options, "_turn": turn - 1}, messages)
+    def _transcript(self) -> ChunkTable:
+        """What follows the agent's rows in a request."""
+        return ChunkTable.growing(self.base, self.rows)
 
     async def ask(self, turn: int, extra: tuple[RathLLMMessage, ...] = ()) -> Any:
         """One completion: its first choice, with usage booked and the budget checked."""
@@ -172,8 +169,9 @@ class BaseRun:
     async def _budget_exceeded(self) -> None:
         provider, usage = self.request.provider, self._usage
         if provider.on_budget_exceeded is not None:
-            self._lane.call(provider.on_budget_exceeded, self.snapshot(), usage)
-            await self._lane.settle()
+            lane = self._completer.lane
+            lane.call(provider.on_budget_exceeded, self.snapshot(), usage)
+            await lane.settle()
             return
         _log.warning(
             "session %s used %d tokens, more than budget_total_tokens=%d; set Provider.on_budget_exceeded to act on it",
@@ -183,8 +181,9 @@ class BaseRun:
         )
 
     def outcome(self, extras: tuple[tuple[str, Any], ...] = ()) -> Outcome:
-        self.table.digest_within(_MAX_DIGEST_ROWS)
-        return Outcome(self.table, self._usage, extras)
+        table = self.base.extend(*self.rows)
+        table.digest_within(_MAX_DIGEST_ROWS)
+        return Outcome(table, self._usage, extras)
 
 
 class Run(BaseRun):
@@ -198,9 +197,15 @@ class Run(BaseRun):
         try:
             while True:
                 action = self._todo.popleft()
-                if type(action) is Finish:
+                # Awaited here, not in `_perform`: runs spend their life in this line, and each frame is memory.
+                if type(action) is CallModel:
+                    self._turn_began = time.monotonic()
+                    message = (await self.ask(action.turn)).message
+                    self._feed(Replied(message.content, message.tool_calls or ()))
+                elif type(action) is Finish:
                     return self._finished(action)
-                await self._perform(action)
+                else:
+                    await self._perform(action)
         except BaseException:
             self._interrupt()
             raise
@@ -223,11 +228,7 @@ class Run(BaseRun):
 
     async def _perform(self, action: Any) -> None:
         kind = type(action)
-        if kind is CallModel:
-            self._turn_began = time.monotonic()
-            message = (await self.ask(action.turn)).message
-            self._feed(Replied(message.content, message.tool_calls or ()))
-        elif kind is AppendAssistant:
+        if kind is AppendAssistant:
             self.append(assistant_turn_chunk(tool_calls=action.calls, content=action.text))
             if not action.calls:
                 await self._turn_finished()
@@ -242,7 +243,8 @@ class Run(BaseRun):
             self.append(tool_feedback_chunk(call.id, call.function.name, body))
 
     async def _turn_finished(self) -> None:
-        await self._sync()
+        if self._sync is not None:
+            await self._sync()
         self.emit(events.TurnFinished, self._turn(), time.monotonic() - self._turn_began)
 
     def _turn(self) -> int:
@@ -263,6 +265,7 @@ class Run(BaseRun):
     # -- tools --------------------------------------------------------------------------------------------------------
 
     async def _run_round(self, calls: tuple[RathLLMToolCallPart, ...]) -> None:
+        first_row = len(self.base) + len(self.rows)
         ready: list[tuple[int, Tool, dict[str, Any]]] = []
         keys: list[tuple[str, ...]] = []
         for index, call in enumerate(calls):
@@ -275,13 +278,13 @@ class Run(BaseRun):
             keys.append(key)
         if not ready:
             return
-        first_row = len(self.table)
 
         async def run_call(position: int) -> BaseException | None:
             index, tool, arguments = ready[position]
             return await self._run_call(index, calls[index], tool, arguments, first_row + index)
 
-        fatal = await run_queues(queues_of(keys), run_call)
+        # One call, the usual case, is awaited where it stands.
+        fatal = await (run_call(0) if len(ready) == 1 else run_queues(queues_of(keys), run_call))
         if fatal is not None:
             raise fatal
 
@@ -316,7 +319,8 @@ class Run(BaseRun):
         try:
             idempotent = bool(getattr(tool, "idempotent", False))
             self.emit(events.ToolStarted, turn, index, call.id, name, call.function.arguments, idempotent)
-            await self._sync()
+            if self._sync is not None:
+                await self._sync()
             began = time.monotonic()
             body, ok = await self._result_of(tool, arguments)
             elapsed_s = time.monotonic() - began
@@ -363,15 +367,16 @@ class Run(BaseRun):
     async def _in_sandbox(self, call: Any) -> Any:
         lease = self._job.lease
         if lease is None:
-            raise SandboxError(
-                'the session has no sandbox for its tools: place it first, session = session.to("local")'
-            )
+            raise SandboxError('the session has no sandbox for its tools: place it first, session = session.to("local")')
         lease.check()
         return await lease.dispatch(call)
 
 
 class CompressRun(BaseRun):
     """One compression: a single completion without tools."""
+
+    def _transcript(self) -> ChunkTable:
+        return self.request.user.partial
 
     async def run(self) -> Outcome:
         instruction = RathLLMMessage(role="user", content=self.request.instruction)
@@ -382,10 +387,14 @@ class CompressRun(BaseRun):
         text = (message.content or "").strip()
         if not text:
             raise RathError("run_session_compress: the model's reply is empty")
-        self.table = ChunkTable()
         self.append(user_text_chunk(text))
-        await self._sync()
+        if self._sync is not None:
+            await self._sync()
         return self.outcome()
+
+
+def _messages(head: ChunkTable, transcript: ChunkTable, extra: tuple[RathLLMMessage, ...]) -> tuple[RathLLMMessage, ...]:
+    return (*chunk_table_to_messages(head), *chunk_table_to_messages(transcript), *extra)
 
 
 def _describe(error: BaseException) -> str:

@@ -146,9 +146,7 @@ class LocalEngine:
             if waited >= QUIET_S and int(waited) > said:
                 said = int(waited)
                 count = len(self.open_work)
-                _say(
-                    f"waiting for {count} unfinished run{'s'[: count != 1]} ({waited:.0f} of {limit:g} s; Ctrl-C ends it)"
-                )
+                _say(f"waiting for {count} unfinished run{'s'[: count != 1]} ({waited:.0f} of {limit:g} s; Ctrl-C ends it)")
             time.sleep(0.005 if waited < 0.2 else 0.05)
 
     async def _close(self) -> None:

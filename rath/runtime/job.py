@@ -27,6 +27,7 @@ __all__ = ["Job", "submit"]
 
 _log = logging.getLogger("rath.runtime")
 _NOTE = "rath: session "
+_NO_CONTEXT = contextvars.Context()
 
 
 class Job:
@@ -76,7 +77,7 @@ class Job:
         """Start as soon as every input is resolved."""
         self.engine.open_work.add(self)
         if not self._inputs:
-            self.engine.start(self._main, self._context)
+            self._start()
         for session in self._inputs:
             session._cell.on_done(self._input_resolved)
 
@@ -96,7 +97,11 @@ class Job:
             self._waiting -= 1
             ready = self._waiting == 0
         if ready:
-            self.engine.start(self._main, self._context)
+            self._start()
+
+    def _start(self) -> None:
+        context, self._context = self._context, _NO_CONTEXT
+        self.engine.start(self._main, context)
 
     # -- the run ------------------------------------------------------------------------------------------------------
 
@@ -108,32 +113,29 @@ class Job:
             return
         ancestry.set((*ancestry.get(), cell))
         self.view.stream.emit(events.RunStarted, self.node.op)
+        body = self._body
+        assert body is not None
         try:
-            outcome = await self._work()
+            outcome = await (body(self) if self.timeout_s is None else self._limited(body, self.timeout_s))
         except BaseException as error:
             self._failed(error)
         else:
-            self._finish(
-                events.RunFinished, len(outcome.table), outcome.usage, bool(dict(outcome.extras).get("loop.truncated"))
-            )
+            truncated = bool(outcome.extras) and bool(dict(outcome.extras).get("loop.truncated"))
+            self._finish(events.RunFinished, len(outcome.table), outcome.usage, truncated)
             cell.complete(outcome)
         finally:
             self._let_go()
 
-    async def _work(self) -> Outcome:
-        body = self._body
-        assert body is not None
-        if self.timeout_s is None:
-            return await body(self)
+    async def _limited(self, body: Callable[[Job], Awaitable[Outcome]], timeout_s: float) -> Outcome:
         try:
-            async with asyncio.timeout(self.timeout_s) as limit:
+            async with asyncio.timeout(timeout_s) as limit:
                 return await body(self)
         except TimeoutError as error:
             if not limit.expired():
                 raise
             raise TurnTimeoutError(
-                f"{self.node.op} took longer than {self.timeout_s:g} s; the rows so far are in session.partial",
-                timeout_s=self.timeout_s,
+                f"{self.node.op} took longer than {timeout_s:g} s; the rows so far are in session.partial",
+                timeout_s=timeout_s,
             ) from error.__cause__
 
     def _failed(self, error: BaseException) -> None:
@@ -168,7 +170,7 @@ class Job:
             lease.release()
         self._inputs = ()
         self._body = self._task = self.log = None
-        self._context = contextvars.Context()
+        self._context = _NO_CONTEXT
 
     # -- from outside -------------------------------------------------------------------------------------------------
 

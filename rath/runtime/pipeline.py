@@ -30,9 +30,6 @@ __all__ = ["run_through"]
 
 
 class _Run(Protocol):
-    request: RunRequest
-    table: ChunkTable
-
     async def run(self) -> Outcome: ...
 
 
@@ -42,15 +39,15 @@ MakeRun = Callable[..., _Run]
 async def run_through(job: Job, request: RunRequest, make_run: MakeRun) -> Outcome:
     """Run ``request`` to its end, with its middleware and its log; the outcome, once the log's trailer is written."""
     seed = request.user.partial if request.operator != "run_session_compress" else ChunkTable()
-    job.view.partial = seed
+    view = job.view
+    view.base = seed
     if request.persist:
         job.log = await job.engine.call(_open_log, request, seed)
     if request.middleware:
         outcome = await _through_middleware(job, request, make_run, seed)
     else:
-        outcome = await make_run(
-            request, job, _emitter(job), GroupSync(job.engine, job.log), lambda: job.view.stream.has_readers
-        ).run()
+        sync = None if job.log is None else GroupSync(job.engine, job.log)
+        outcome = await make_run(request, job, seed, view.rows, _emitter(job), sync).run()
     if job.log is not None:
         log, extras = job.log, (*request.record.extras, *outcome.extras)
         truncated = bool(dict(outcome.extras).get("loop.truncated"))
@@ -133,7 +130,7 @@ class Mailbox:
 class _MailboxSync:
     """The log's sync, once the events have come through."""
 
-    def __init__(self, mailbox: Mailbox, sync: GroupSync) -> None:
+    def __init__(self, mailbox: Mailbox, sync: GroupSync | None) -> None:
         self._mailbox = mailbox
         self._sync = sync
         self._turn = asyncio.Lock()
@@ -141,14 +138,15 @@ class _MailboxSync:
     async def __call__(self) -> None:
         async with self._turn:
             await self._mailbox.sync()
-        await self._sync()
+        if self._sync is not None:
+            await self._sync()
 
 
 def _base_runner(job: Job, make_run: MakeRun) -> Runner:
     async def runner(request: RunRequest) -> AsyncIterator[Event]:
         mailbox = Mailbox(job)
-        sync = _MailboxSync(mailbox, GroupSync(job.engine, job.log))
-        run = make_run(request, job, mailbox.emit, sync, lambda: job.view.stream.has_readers)
+        sync = _MailboxSync(mailbox, None if job.log is None else GroupSync(job.engine, job.log))
+        run = make_run(request, job, job.view.base, [], mailbox.emit, sync)
         task = asyncio.ensure_future(run.run())
         try:
             async with aclosing(mailbox.events()) as source:
@@ -167,9 +165,7 @@ def _base_runner(job: Job, make_run: MakeRun) -> Runner:
             if not task.done():
                 task.cancel()
                 await asyncio.wait([task])
-        mailbox.emit(
-            events.RunFinished, len(outcome.table), outcome.usage, bool(dict(outcome.extras).get("loop.truncated"))
-        )
+        mailbox.emit(events.RunFinished, len(outcome.table), outcome.usage, bool(dict(outcome.extras).get("loop.truncated")))
         yield mailbox.drain()[-1]
 
     return runner
@@ -181,8 +177,8 @@ async def _through_middleware(job: Job, request: RunRequest, make_run: MakeRun, 
         runner = middleware(runner)
         if not callable(runner):
             raise UsageTypeError(f"middleware {middleware!r} must return a runner: a function of a request")
-    table, usage, truncated = seed, None, False
-    stream, log = job.view.stream, job.log
+    usage, truncated = None, False
+    rows, stream, log = job.view.rows, job.view.stream, job.log
     async with aclosing(runner(request)) as source:  # type: ignore[type-var]
         async for event in source:
             if isinstance(event, TERMINAL):
@@ -190,15 +186,15 @@ async def _through_middleware(job: Job, request: RunRequest, make_run: MakeRun, 
                 truncated = truncated or bool(getattr(event, "truncated", False))
                 continue
             if isinstance(event, events.RowAppended):
-                table = job.view.partial = table.extend(event.row)
+                rows.append(event.row)
             elif isinstance(event, events.UsageReported):
                 usage = add_usage(usage, event.usage)
             fields = msgspec.structs.asdict(event)
             for common in ("run_id", "session_id", "seq", "at"):
                 del fields[common]
             if isinstance(event, events.RowAppended):
-                fields["index"] = len(table) - 1
+                fields["index"] = len(seed) + len(rows) - 1
             emitted = stream.emit(type(event), *fields.values())
             if log is not None:
                 log.on_event(emitted)
-    return Outcome(table, usage, (("loop.truncated", True),) if truncated else ())
+    return Outcome(seed.extend(*rows), usage, (("loop.truncated", True),) if truncated else ())

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeAlias
 
 from rath.core.ports import Engine
 
-__all__ = ["GroupSync"]
+__all__ = ["GroupSync", "Sync"]
+
+Sync: TypeAlias = Callable[[], Awaitable[None]]
 
 
 class GroupSync:
@@ -22,9 +25,8 @@ class GroupSync:
         self._turn = asyncio.Lock()
 
     async def __call__(self) -> None:
-        log = self._log
-        if log is None or not log.needs_sync():
+        if not self._log.needs_sync():
             return
         async with self._turn:
-            if log.needs_sync():
-                await self._engine.call(log.sync)
+            if self._log.needs_sync():
+                await self._engine.call(self._log.sync)

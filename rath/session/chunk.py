@@ -144,7 +144,7 @@ class ChunkTable:
         _digest: bytes | None
         _length: int
         _parent: ChunkTable | None
-        _tail: tuple[ChunkRow, ...] | ChunkTable
+        _tail: tuple[ChunkRow, ...] | list[ChunkRow] | ChunkTable
 
     def __init__(self, rows: tuple[ChunkRow, ...] = ()) -> None:
         rows = tuple(rows)
@@ -173,6 +173,11 @@ class ChunkTable:
         if not self._length:
             return other
         return _node(self, other, other._length)
+
+    @classmethod
+    def growing(cls, base: ChunkTable, rows: list[ChunkRow]) -> ChunkTable:
+        """A table of ``base``, then what stands in ``rows`` now. O(1): the list is shared and must only ever grow."""
+        return _node(base, rows, len(rows)) if rows else base
 
     def __len__(self) -> int:
         return self._length
@@ -233,7 +238,7 @@ class ChunkTable:
         return self.digest if hashed <= rows else None
 
 
-def _node(parent: ChunkTable, tail: tuple[ChunkRow, ...] | ChunkTable, added: int) -> ChunkTable:
+def _node(parent: ChunkTable, tail: tuple[ChunkRow, ...] | list[ChunkRow] | ChunkTable, added: int) -> ChunkTable:
     made = object.__new__(ChunkTable)
     _set(made, "_parent", parent)
     _set(made, "_tail", tail)
@@ -284,7 +289,10 @@ def _compute_digest(table: ChunkTable) -> bytes:
         node = node._parent
     digest = (node._digest if node else None) or _EMPTY_DIGEST
     for link in reversed(chain):
-        for row in link._tail:
+        tail = link._tail
+        if isinstance(tail, list):
+            tail = tuple(tail[: link._length - (link._parent._length if link._parent else 0)])
+        for row in tail:
             digest = row_digest(digest, row)
         _set(link, "_digest", digest)
     return digest

@@ -57,9 +57,7 @@ class StreamingExecutor:
 
     __slots__ = ("_inner", "_on_event", "client")
 
-    def __init__(
-        self, client: StreamingChatClient, on_event: OnEventCb, inner: SessionLoopExecutor | None = None
-    ) -> None:
+    def __init__(self, client: StreamingChatClient, on_event: OnEventCb, inner: SessionLoopExecutor | None = None) -> None:
         self.client = client
         self._on_event = on_event
         self._inner: SessionLoopExecutor = inner or DefaultSessionLoopExecutor(client)

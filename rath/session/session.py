@@ -40,13 +40,18 @@ class Outcome(NamedTuple):
 
 
 class RunView:
-    """What a run shows of itself while it goes: the rows so far and its events."""
+    """What a run shows of itself while it goes: the rows so far (``base``, then ``rows``) and its events."""
 
-    __slots__ = ("partial", "stream")
+    __slots__ = ("base", "rows", "stream")
 
     def __init__(self, stream: EventStream) -> None:
-        self.partial = _EMPTY
+        self.base = _EMPTY
+        self.rows: list[ChunkRow] = []
         self.stream = stream
+
+    @property
+    def partial(self) -> ChunkTable:
+        return self.base.extend(*self.rows)
 
 
 class Session:
@@ -439,6 +444,7 @@ def _fill(
     lease: Lease | None,
     lineage: SessionLineage | None,
     run: RunView | None = None,
+    settles: bool = True,
 ) -> None:
     _set(session, "_record", record)
     _set(session, "_cell", cell)
@@ -446,8 +452,9 @@ def _fill(
     _set(session, "lineage", lineage)
     _set(session, "_run", run)
     _set(session, "_depth", 0)
-    # Resolved or not, the record learns what the cell knows without holding the rows.
-    cell.on_done(record.settle)
+    if settles:
+        # Resolved or not, the record learns what the cell knows without holding the rows.
+        cell.on_done(record.settle)
 
 
 def _make(
@@ -463,6 +470,13 @@ def _make(
 
 
 make_session = _make
+
+
+def snapshot_session(record: LineageRecord, outcome: Outcome, lease: Lease | None) -> Session:
+    """A resolved session that stands for a run under way; the run's record stays pending."""
+    session = object.__new__(Session)
+    _fill(session, record, Cell.resolved(outcome), lease, None, settles=False)
+    return session
 
 
 def _share(lease: Lease | None) -> Lease | None:

@@ -39,7 +39,7 @@ class AsCompleted:
                     index = inbox.get(timeout=None if deadline is None else max(0.0, deadline - time.monotonic()))
                 except queue.Empty:
                     raise TimeoutError(
-                        f"{len(waiting)} of {len(self._sessions)} sessions are not resolved within {self._timeout} s; they go on"
+                        f"{len(waiting)} of {len(self._sessions)} sessions took longer than {self._timeout} s; they go on"
                     ) from None
             yield waiting.pop(index)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import json
 import math
+import re
 import time
 from datetime import datetime
 from pathlib import Path
@@ -58,7 +59,9 @@ def test_a_command_shows_exit_code_output_and_time() -> None:
 
 
 def test_a_command_says_when_it_timed_out_and_how_much_it_really_wrote() -> None:
-    result = CommandResult(137, b"head", b"", 9.0, stdout_bytes=10**9, stderr_bytes=0, truncated=True, timed_out=True)
+    result = CommandResult(
+        137, b"head", b"", 9.0, stdout_bytes=10**9, stderr_bytes=0, truncated=True, timed_out=True
+    )
     assert shown(result) | {"elapsed_ms": 0} == {
         "exit_code": 137,
         "stdout": "head",
@@ -73,7 +76,7 @@ def test_a_command_says_when_it_timed_out_and_how_much_it_really_wrote() -> None
 
 def test_each_output_of_a_command_is_cut_on_its_own_and_keeps_head_and_tail() -> None:
     fields = shown(CommandResult(0, b"a" + b"x" * 100_000 + b"z", b"y" * 48_000, 1.0))
-    assert len(fields["stdout"]) == 48_000
+    assert 47_990 < len(fields["stdout"]) <= 48_000
     assert fields["stdout"].startswith("ax")
     assert fields["stdout"].endswith("xz")
     assert fields["stderr"] == "y" * 48_000
@@ -85,7 +88,7 @@ def test_output_that_is_not_utf8_is_shown_all_the_same() -> None:
 
 def test_a_file_is_cut_at_12000_characters() -> None:
     text = shown(FileContent("é" * 20_000))["data"]
-    assert len(text) == 12_000
+    assert 11_990 < len(text) <= 12_000
     assert "characters left out" in text
     assert shown(FileContent(b"bytes"))["data"] == "bytes"
     assert shown(FileContent("é" * 12_000))["data"] == "é" * 12_000
@@ -102,7 +105,12 @@ def test_a_long_directory_shows_500_entries_and_says_how_many_more() -> None:
 
 def test_writes_and_code_have_their_fields() -> None:
     assert shown(FileWriteResult(7)) == {"bytes_written": 7}
-    assert shown(CodeResult(None, b"1\n", b"", "Boom")) == {"text": None, "stdout": "1\n", "stderr": "", "error": "Boom"}
+    assert shown(CodeResult(None, b"1\n", b"", "Boom")) == {
+        "text": None,
+        "stdout": "1\n",
+        "stderr": "",
+        "error": "Boom",
+    }
 
 
 def test_a_failure_of_the_sandbox_is_a_failure() -> None:
@@ -118,7 +126,7 @@ def test_a_failure_of_the_sandbox_is_a_failure() -> None:
 
 
 def test_the_detail_of_a_failure_is_cut_at_4000_characters() -> None:
-    assert len(json.loads(failure_payload("k", "m", "d" * 10_000))["detail"]) == 4_000
+    assert 3_990 < len(json.loads(failure_payload("k", "m", "d" * 10_000))["detail"]) <= 4_000
 
 
 class Point(BaseModel):
@@ -204,7 +212,7 @@ def test_a_result_that_is_too_long_is_cut_inside_valid_json() -> None:
     fields = shown({"rows": ['"'] * 50_000})
     assert fields["truncated"] is True
     assert fields["characters"] > 200_000
-    assert len(fields["text"]) == 48_000
+    assert 47_990 < len(fields["text"]) <= 48_000
     assert fields["text"].startswith('{"rows":["')
     assert fields["text"].endswith('"]}')
 
@@ -222,25 +230,24 @@ def test_lone_surrogates_become_escapes_and_come_back() -> None:
     assert "é" in encode_result("\ud800é").body
 
 
-@given(st.text(min_size=1), st.integers(min_value=60, max_value=400))
-def test_a_cut_keeps_the_limit_the_ends_and_the_count(text: str, limit: int) -> None:
-    text = text * (1 + 500 // len(text))
+@given(st.text("abé\n", min_size=1), st.integers(min_value=60, max_value=400))
+def test_a_cut_keeps_the_limit_the_ends_and_the_count(piece: str, limit: int) -> None:
+    text = piece * 500
     result = cut(text, limit)
     assert len(result) <= limit
-    head, rest = result.split("…[", 1) if text.count("…[") == 0 else ("", "")
-    if head:
-        count, tail = rest.split(" characters left out]…", 1)
-        assert text.startswith(head)
-        assert text.endswith(tail)
-        assert int(count.replace(",", "")) == len(text) - len(head) - len(tail)
-
-
-def test_a_text_within_the_limit_is_not_touched() -> None:
-    assert cut("abc", 3) == "abc"
+    found = re.fullmatch(r"(.*)…\[([\d,]+) characters left out\]…(.*)", result, re.DOTALL)
+    if len(text) <= limit:
+        assert result == text
+        return
+    assert found is not None
+    head, count, tail = found.groups()
+    assert text.startswith(head)
+    assert text.endswith(tail)
+    assert int(count.replace(",", "")) == len(text) - len(head) - len(tail)
 
 
 def test_the_marker_says_how_much_is_missing() -> None:
-    assert "…[12,345 characters left out]…" in cut("x" * (100_000 + 12_345 - 30), 100_000)
+    assert cut("x" * 20_000, 7_685).count("…[12,345 characters left out]…") == 1
 
 
 SCALARS = (
@@ -273,7 +280,9 @@ def test_whatever_a_tool_returns_becomes_valid_json(raw: Any) -> None:
     shown(raw)
 
 
-@given(st.text(st.characters(exclude_categories=())), st.none() | st.text(st.characters(exclude_categories=())))
+@given(
+    st.text(st.characters(exclude_categories=())), st.none() | st.text(st.characters(exclude_categories=()))
+)
 def test_every_failure_is_valid_json(message: str, detail: str | None) -> None:
     payload = failure_payload("kind", message, detail)
     fields = json.loads(payload.encode())
@@ -309,7 +318,11 @@ def test_an_exception_without_a_message_is_told_by_its_type() -> None:
 
 def test_a_tool_error_has_the_kind_and_detail_that_it_names() -> None:
     fields = json.loads(exception_payload(ToolError("quota is used up", kind="quota", detail="3 of 3")))
-    assert (fields["error_kind"], fields["message"], fields["detail"]) == ("quota", "quota is used up", "3 of 3")
+    assert (fields["error_kind"], fields["message"], fields["detail"]) == (
+        "quota",
+        "quota is used up",
+        "3 of 3",
+    )
 
 
 def test_an_exception_that_cannot_say_what_it_is_is_told_too() -> None:

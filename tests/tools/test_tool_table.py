@@ -37,7 +37,9 @@ SIX = [
 class Echo(FlowToolCall):
     def __init__(self, name: Any = "echo", schema: Any = None, about: Any = "Says it again.") -> None:
         self._name, self.about = name, about
-        self.schema = {"type": "object", "properties": {"text": {"type": "string"}}} if schema is None else schema
+        self.schema = (
+            {"type": "object", "properties": {"text": {"type": "string"}}} if schema is None else schema
+        )
 
     @property
     def name(self) -> str:
@@ -76,7 +78,12 @@ def test_the_table_of_a_run_is_its_own() -> None:
 
 
 def test_own_tools_stand_behind_the_built_in_ones_in_their_order() -> None:
-    assert list(merge_tools_for_loop([Echo("b"), Echo("a"), *coding_tools()])) == [*SIX, "b", "a", "edit_workspace_file"]
+    assert list(merge_tools_for_loop([Echo("b"), Echo("a"), *coding_tools()])) == [
+        *SIX,
+        "b",
+        "a",
+        "edit_workspace_file",
+    ]
 
 
 def test_an_own_tool_with_the_name_of_a_built_in_one_is_refused() -> None:
@@ -158,7 +165,9 @@ def test_every_schema_is_plain_json() -> None:
         ({"type": "object", "default": {1, 2}}, "it holds a set"),
     ],
 )
-def test_parameters_that_are_no_schema_of_an_object_are_refused_naming_the_tool(schema: Any, problem: str) -> None:
+def test_parameters_that_are_no_schema_of_an_object_are_refused_naming_the_tool(
+    schema: Any, problem: str
+) -> None:
     with pytest.raises(UsageTypeError, match=problem) as caught:
         schemas_of(Echo("broken", schema))
     assert "'broken'" in str(caught.value)
@@ -249,5 +258,11 @@ def test_every_public_name_is_there() -> None:
     import rath.flow.tool as room
 
     assert all(getattr(room, name) is not None for name in room.__all__)
-    documented = {"FlowToolCall", "ToolNameConflictError", "global_system_tools", "merge_tools_for_loop", "tool"}
+    documented = {
+        "FlowToolCall",
+        "ToolNameConflictError",
+        "global_system_tools",
+        "merge_tools_for_loop",
+        "tool",
+    }
     assert documented <= set(room.__all__)

@@ -107,6 +107,7 @@ class _Edit:
     @classmethod
     def of(cls, arguments: Mapping[str, Any]) -> _Edit:
         check_names(arguments, _PARAMETERS["properties"])
+        path = required_path(arguments, "path")
         old, new = required_text(arguments, "old"), required_text(arguments, "new")
         if not old:
             raise InvalidToolArguments(
@@ -114,12 +115,16 @@ class _Edit:
             )
         if old == new:
             raise InvalidToolArguments("arguments 'old' and 'new' are the same: nothing would change")
-        return cls(required_path(arguments, "path"), old, new, optional_flag(arguments, "replace_all"))
+        return cls(path, old, new, optional_flag(arguments, "replace_all"))
 
     def apply(self, before: bytes) -> tuple[bytes, list[int]]:
         """The file's new bytes, and the lines that were replaced. Raises ``ToolError`` if it is unclear."""
         text = self._decoded(before)
         old, new = _with_line_breaks_of(text, self.old), _with_line_breaks_of(text, self.new)
+        if old == new:
+            raise InvalidToolArguments(
+                "'old' and 'new' differ in line endings only, and an edit keeps those of the file: use a command"
+            )
         places = _occurrences(text, old)
         if not places:
             raise ToolError(
@@ -208,7 +213,10 @@ def _listed(numbers: list[int]) -> str:
 def _near_miss(text: str, old: str) -> str:
     """Where the file has nearly ``old``, and what the difference is."""
     lines, wanted = text.split("\n"), old.split("\n")
-    for what, simplified in (("spaces, tabs or line endings", _without_space), ("capitals", _caseless)):
+    for what, simplified in (
+        ("spaces, tabs or line endings", _without_space),
+        ("capitals or spaces", _caseless),
+    ):
         starts = _windows([simplified(line) for line in lines], [simplified(line) for line in wanted])
         if starts:
             first = starts[0]

@@ -5,6 +5,7 @@ Every id is parsed as a UUID before it becomes part of a path, so no id can poin
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 from uuid import UUID
@@ -97,20 +98,20 @@ def make_directory(directory: Path) -> None:
     Raises:
         PersistenceError: it cannot be made.
     """
-    missing = []
+    missing: list[Path] = []
+    nearest = directory
     try:
-        while not directory.is_dir():
-            missing.append(directory)
-            if directory.parent == directory:
-                break
-            directory = directory.parent
+        while not nearest.exists() and nearest.parent != nearest:
+            missing.append(nearest)
+            nearest = nearest.parent
+        if not nearest.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
         for path in reversed(missing):
             path.mkdir(mode=0o700, exist_ok=True)
             sync_directory(path.parent)
     except OSError as error:
-        target = missing[0] if missing else directory
         raise PersistenceError(
-            f"cannot make the directory {target} for session logs: {error.strerror or error}. "
+            f"cannot make the directory {directory} for session logs: {error.strerror or error}. "
             "Set OPENRATH_HOME (or pass a path) to where this process may write"
         ) from error
 

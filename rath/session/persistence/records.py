@@ -101,7 +101,9 @@ def _plain(value: Any) -> Any:
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, int) and abs(value) < 2**63:
-        return int(value)
+        # A password may be all digits, and then it is one as a number too.
+        text = str(int(value))
+        return int(value) if redact_text(text) == text else redact_text(text)
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):

@@ -1,0 +1,188 @@
+"""The commands and their options. Each only checks what can be checked here and hands over to its module."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+import rath
+from rath import cli
+from rath.cli.console import Trouble, err, log_to_stderr, out, prepare_streams
+from rath.core.redact import redact_text
+from rath.errors import RathError, UsageError
+
+__all__ = ["app", "run_app"]
+
+app = typer.Typer(
+    name="rath",
+    help="Lazy, branching agent sessions with sandboxed tools. `rath demo` shows it at work: no key, no network.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+sessions_app = typer.Typer(
+    name="sessions", help="Session logs: what ran, and what was said.", no_args_is_help=True, rich_markup_mode=None
+)
+app.add_typer(sessions_app)
+
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON for programs, and nothing else.")]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        out().line(f"rath {rath.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and more of what rath logs.")] = False,
+) -> None:
+    # `--debug` is taken from anywhere in the line before it comes here; it stands in the signature for the help.
+    del version, debug
+
+
+@app.command()
+def run(
+    task: Annotated[str, typer.Argument(help="What the agent is to do.", show_default=False)],
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="openai:NAME, anthropic:NAME or scripted:FILE.json; else RATH_MODEL, OPENAI_MODEL or ANTHROPIC_MODEL.",
+            show_default=False,
+        ),
+    ] = None,
+    workspace: Annotated[
+        Path, typer.Option(help="The agent's workspace, used in place; with --branches each gets a copy.")
+    ] = Path("."),
+    backend: Annotated[
+        str | None,
+        typer.Option(help="Where tools run. `local` is this machine itself, without isolation.", show_default=False),
+    ] = None,
+    max_rounds: Annotated[int, typer.Option(min=1, help="Stop after so many rounds of tool calls.")] = 64,
+    persist: Annotated[bool, typer.Option(help="Write a session log as the run goes.")] = True,
+    branches: Annotated[int, typer.Option(min=1, max=64, help="Run so many copies of the task, overlapping.")] = 1,
+    as_json: JsonFlag = False,
+) -> int:
+    """Let an agent work on a task in a workspace, and watch it."""
+    options = cli.run.RunOptions(
+        task=task,
+        model=model,
+        workspace=workspace,
+        backend=backend,
+        max_rounds=max_rounds,
+        persist=persist,
+        branches=branches,
+        as_json=as_json,
+    )
+    return int(cli.run.run_task(options))
+
+
+@app.command()
+def demo(
+    as_json: JsonFlag = False,
+    keep: Annotated[
+        Path | None,
+        typer.Option(help="Put page, patch and project here (default: .openrath/demo/<time>).", show_default=False),
+    ] = None,
+    speed: Annotated[float, typer.Option(min=0.1, max=1000, help="How much faster the scripted models answer.")] = 1.0,
+) -> int:
+    """Watch three scripted agents fix a real failing test in overlapping branches. About five seconds."""
+    return int(cli.demo.run_demo(keep=keep, speed=speed, as_json=as_json))
+
+
+@app.command()
+def doctor(as_json: JsonFlag = False) -> int:
+    """Say what works here, and how to mend what does not."""
+    return int(cli.doctor.run_doctor(as_json=as_json))
+
+
+@sessions_app.command("list")
+def list_sessions(
+    as_json: JsonFlag = False,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=0, help="At most so many; 0 for all.")] = 0,
+) -> int:
+    """The session logs, newest first."""
+    return int(cli.sessions.list_logs(as_json=as_json, limit=limit))
+
+
+@sessions_app.command("show")
+def show_session(
+    session: Annotated[str, typer.Argument(metavar="ID|PATH", help="An id, the beginning of one, or a log's path.")],
+    as_json: JsonFlag = False,
+    full: Annotated[bool, typer.Option("--full", help="Do not fold long results.")] = False,
+) -> int:
+    """One session: who it is, and its transcript."""
+    return int(cli.sessions.show_log(session, as_json=as_json, full=full))
+
+
+# -- errors and exit codes --------------------------------------------------------------------------------------------
+
+
+def run_app(arguments: Sequence[str]) -> int:
+    """Run a command line; see :func:`rath.cli.main.main` for the exit codes."""
+    prepare_streams()
+    arguments, debug = _without_debug(arguments)
+    log_to_stderr(logging.INFO if debug else logging.WARNING)
+    try:
+        code = app(list(arguments), prog_name="rath", standalone_mode=False)
+    except KeyboardInterrupt:
+        err().line("interrupted")
+        return 130
+    except BrokenPipeError:
+        # The reader left, e.g. `| head`. Python would complain again when it flushes at exit.
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except Exception as error:
+        return _explain(error, debug)
+    return code if isinstance(code, int) else 0
+
+
+def _without_debug(arguments: Sequence[str]) -> tuple[list[str], bool]:
+    given = list(arguments)
+    end = given.index("--") if "--" in given else len(given)
+    kept = [argument for argument in given[:end] if argument != "--debug"]
+    return kept + given[end:], len(kept) < end
+
+
+def _explain(error: Exception, debug: bool) -> int:
+    if debug:
+        err().line(redact_text("".join(traceback.format_exception(error))))
+    # Typer's errors of usage, and those of the click that it uses or brings along, have this in common.
+    usage: Any = error
+    if hasattr(usage, "format_message") and hasattr(usage, "exit_code"):
+        if type(error).__name__ == "NoArgsIsHelpError":  # a group without a command: its message is the help
+            err().line(usage.format_message())
+            return 2
+        command = getattr(getattr(usage, "ctx", None), "command_path", "rath")
+        _say(usage.format_message())
+        err().line((f"See `{command} --help`.", "dim"))
+        return 2
+    if isinstance(error, Trouble):
+        _say(str(error))
+        return error.code
+    if isinstance(error, RathError):
+        _say(str(error))
+        return 2 if isinstance(error, UsageError) else 1
+    if isinstance(error, OSError):
+        _say(f"{error}")
+        return 1
+    _say(f"{type(error).__name__}: {error}. This looks like a defect of rath: `--debug` shows where")
+    return 1
+
+
+def _say(message: str) -> None:
+    err().line(("error: ", "bold red"), " ".join(redact_text(message).split()))

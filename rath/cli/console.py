@@ -1,0 +1,126 @@
+"""Printing: plain where nobody looks, coloured where a person does, and never a control character of others' making."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from io import TextIOWrapper
+from typing import Any, TextIO, TypeAlias
+
+from rich.console import Console
+from rich.text import Text
+
+from rath.core.redact import redact_bytes, redact_text
+from rath.display.diff import diff_lines
+from rath.display.text import clean
+
+__all__ = ["Part", "Screen", "Trouble", "err", "log_to_stderr", "out", "prepare_streams"]
+
+Part: TypeAlias = "str | tuple[str, str]"
+"""Text, or text and its style."""
+
+_DIFF_STYLES = {"added": "green", "removed": "red", "hunk": "cyan", "file": "bold", "note": "dim", "context": ""}
+
+
+class Trouble(Exception):
+    """Ends a command with one line on stderr and an exit code: 2, wrong usage, unless it says otherwise."""
+
+    def __init__(self, message: str, *, code: int = 2) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class Screen:
+    """One of the two standard streams. Everything printed is made visible first (:func:`rath.display.text.clean`)."""
+
+    def __init__(self, stream: TextIO) -> None:
+        # No markup, no highlighting, no emoji codes: text of models and tools must mean itself.
+        self.console = Console(file=stream, markup=False, highlight=False, emoji=False, soft_wrap=True)
+        self._open_line = False
+
+    @property
+    def live(self) -> bool:
+        """Whether a person looks, at a terminal that can redraw."""
+        return self.console.is_terminal and not self.console.is_dumb_terminal
+
+    def line(self, *parts: Part) -> None:
+        """Print one line; first end a line that :meth:`write` left open."""
+        self.end_line()
+        self.console.print(styled(*parts))
+
+    def write(self, text: str) -> None:
+        """Print a piece of streamed text as it is, without a newline."""
+        if text:
+            visible = clean(text)
+            self.console.out(visible, end="", highlight=False)
+            self.console.file.flush()
+            self._open_line = not visible.endswith("\n")
+
+    def end_line(self) -> None:
+        """End a line that :meth:`write` left open."""
+        if self._open_line:
+            self._open_line = False
+            self.console.out("", highlight=False)
+
+    def diff(self, diff: str) -> None:
+        """Print a unified diff."""
+        for style, line in diff_lines(redact_text(diff)):
+            self.line((line, _DIFF_STYLES[style]))
+
+    def json(self, value: Any) -> None:
+        """Print one JSON value, redacted, for programs: ASCII only, so that no encoding can break it."""
+        text = redact_bytes(json.dumps(value, indent=2, default=str).encode()).decode()
+        self.console.file.write(text + "\n")
+        self.console.file.flush()
+
+
+def styled(*parts: Part) -> Text:
+    """The parts as one rich text."""
+    text = Text()
+    for part in parts:
+        words, style = (part, "") if isinstance(part, str) else part
+        text.append(clean(words), style or None)
+    return text
+
+
+class _Stream:
+    """``sys.stdout`` or ``sys.stderr`` as it is at each use: tests and callers may replace it."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._screen: Screen | None = None
+
+    def __call__(self) -> Screen:
+        stream = getattr(sys, self._name)
+        if self._screen is None or self._screen.console.file is not stream:
+            self._screen = Screen(stream)
+        return self._screen
+
+
+out = _Stream("stdout")
+err = _Stream("stderr")
+
+
+class _Warnings(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            err().line((f"{record.levelname.lower()}: {' '.join(redact_text(record.getMessage()).split())}", "yellow"))
+        except Exception:
+            self.handleError(record)
+
+
+def log_to_stderr(level: int) -> None:
+    """Show what rath logs from ``level`` on, a line each."""
+    logger = logging.getLogger("rath")
+    if not any(isinstance(handler, _Warnings) for handler in logger.handlers):
+        logger.addHandler(_Warnings())
+        logger.propagate = False
+    logger.setLevel(level)
+
+
+def prepare_streams() -> None:
+    """Let no character be unprintable: a terminal that lacks one shows its escape."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")

@@ -1,0 +1,32 @@
+"""The entry point of the command ``rath``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+
+__all__ = ["main"]
+
+_run: Callable[[Sequence[str]], int] | None = None
+_missing = ""
+try:
+    from rath.cli.app import run_app as _run
+except ModuleNotFoundError as error:
+    if error.name is None or error.name.partition(".")[0] not in ("rich", "typer", "click"):
+        raise
+    _missing = error.name
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line (the process's own by default) and return its exit code.
+
+    0: it worked. 1: the run failed. 2: wrong usage, or the command line's packages are not installed. 130: Ctrl-C.
+    """
+    if _run is None:
+        sys.stderr.write(f"rath: the command line needs the package {_missing!r}: pip install 'rath[cli]'\n")
+        return 2
+    return _run(sys.argv[1:] if arguments is None else arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,325 @@
+"""``rath run``: an agent, or several copies of one, at work on a task."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from rath.backend import registry
+from rath.backend.types import BackendSandboxSpec, WorkspaceDiff
+from rath.cli.console import Screen, Trouble, err, out
+from rath.cli.progress import RunWatch, describe_call, describe_result, watch_live
+from rath.core import events
+from rath.core.home import openrath_home
+from rath.core.redact import redact_text
+from rath.display.diff import diff_counts
+from rath.display.text import count, duration
+from rath.errors import RathError
+from rath.flow.agent import Agent
+from rath.flow.tool.edit import coding_tools
+from rath.llm.provider import Provider
+from rath.llm.registry import chat_client_for
+from rath.llm.types import RathLLMStreamDelta
+from rath.session.persistence.paths import session_file
+from rath.session.primitives import create_user_session
+from rath.session.session import Session
+
+__all__ = ["RunOptions", "run_task"]
+
+_PROMPT = (
+    "You are a capable software engineer. You work in a workspace that you reach only through your tools: read before you "
+    "change, make small exact changes, and run the project's own checks to see whether they hold. Paths are relative to "
+    "the workspace. When you are done, or cannot go on, say in a few sentences what you did, what you checked and what is "
+    "left."
+)
+_CANCEL_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """What the command line asked for."""
+
+    task: str
+    model: str | None
+    workspace: Path
+    backend: str | None
+    max_rounds: int
+    persist: bool
+    branches: int
+    as_json: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One branch when it is over."""
+
+    session: Session
+    seen: RunWatch
+    diff: WorkspaceDiff | None
+    note: str
+    log: Path | None
+    patch: Path | None = None
+
+
+def run_task(options: RunOptions) -> int:
+    """Run the task, show it, say where everything is. The exit code: 0, 1 (failed) or 130 (Ctrl-C)."""
+    backend = _backend(options.backend)
+    workspace = _workspace(options.workspace)
+    agent, model = _agent(options)
+    placed = create_user_session(options.task).to(backend, spec=BackendSandboxSpec(working_dir=str(workspace)))
+    screen = out()
+    if not options.as_json:
+        _announce(screen, options, backend, workspace, model)
+    began = time.monotonic()
+    if options.branches == 1:
+        starts = [placed]
+    else:
+        starts = [placed.fork(sandbox="copy") for _ in range(options.branches)]
+    sessions = [agent(start) for start in starts]
+    names = [f"branch {place + 1}" for place in range(options.branches)] if options.branches > 1 else ["run"]
+    watches = [RunWatch(name) for name in names]
+    interrupted = False
+    try:
+        if options.branches == 1 and not options.as_json:
+            _follow(screen, sessions[0], watches[0])
+        else:
+            watch_live(screen, sessions, watches, quiet=options.as_json)
+    except KeyboardInterrupt:
+        interrupted = True
+        _cancel(sessions)
+    wall_s = time.monotonic() - began
+    results = [_result(s, w, options.persist) for s, w in zip(sessions, watches, strict=True)]
+    if options.branches > 1 and options.persist and not interrupted:
+        results = _keep_patches(results)
+    if options.as_json:
+        screen.json(_as_json(options, backend, workspace, model, results, wall_s))
+    else:
+        _report(screen, results, workspace, wall_s, interrupted)
+    if interrupted:
+        return 130
+    return 0 if all(result.seen.status == "completed" for result in results) else 1
+
+
+# -- before -----------------------------------------------------------------------------------------------------------
+
+
+def _backend(name: str | None) -> str:
+    names = registry.list_names()
+    if name is None:
+        raise Trouble(
+            f"say where the agent's tools may run: --backend {' or --backend '.join(names)}. "
+            "`local` is this machine itself: commands run as you, without isolation"
+        )
+    registry.check_name(name)
+    if not registry.is_available(name):
+        raise Trouble(f"the backend {name!r} does not work on this machine: `rath doctor` says why", code=1)
+    return name
+
+
+def _workspace(path: Path) -> Path:
+    workspace = path.expanduser().absolute()
+    if not workspace.is_dir():
+        raise Trouble(f"--workspace: there is no directory {workspace}")
+    return workspace
+
+
+def _agent(options: RunOptions) -> tuple[Agent, str]:
+    provider = Provider(model=options.model) if options.model else Provider.from_env()
+    if not provider.model:
+        raise Trouble("--model: name a model after the colon, e.g. openai:gpt-5.5")
+    client = chat_client_for(provider)  # a missing key is an error now, not in the run
+    can_stream = hasattr(client, "open_completion") or hasattr(client, "complete_stream")
+    agent = Agent(
+        _PROMPT,
+        provider,
+        coding_tools(),
+        # Asking for the stream makes even the first answer one: a reader of events may come a moment too late.
+        on_event=_discard if can_stream and not options.as_json else None,
+        max_tool_rounds=options.max_rounds,
+        persist=options.persist,
+    )
+    return agent, f"{provider.provider_kind or 'openai'}:{provider.model}"
+
+
+def _discard(_delta: RathLLMStreamDelta) -> None:
+    """The events show it."""
+
+
+def _announce(screen: Screen, options: RunOptions, backend: str, workspace: Path, model: str) -> None:
+    screen.line(("model      ", "dim"), model)
+    copies = f" ({options.branches} copies of it; itself unchanged)" if options.branches > 1 else " (used in place)"
+    screen.line(("workspace  ", "dim"), str(workspace), (copies, "dim"))
+    isolation = "this machine itself: commands run as you, without isolation" if backend == "local" else ""
+    screen.line(("backend    ", "dim"), backend, (f" ({isolation})" if isolation else "", "yellow"))
+    screen.line()
+
+
+# -- while it runs ----------------------------------------------------------------------------------------------------
+
+
+def _follow(screen: Screen, session: Session, seen: RunWatch) -> None:
+    """Print one run as it goes: text as it arrives, tool calls as they begin and end."""
+    streamed = False
+    for event in session.events():
+        seen.see(event)
+        match event:
+            case events.TurnStarted():
+                streamed = False
+            case events.TextDelta():
+                streamed = True
+                screen.write(event.text)
+            case events.MessageFinished():
+                if not streamed and event.text:
+                    screen.write(event.text)
+                screen.end_line()
+            case events.ToolStarted():
+                screen.line(("→ ", "cyan"), (describe_call(event), ""))
+            case events.ToolFinished():
+                ok, result = describe_result(event)
+                mark = ("✓ ", "green") if ok else ("✗ failed: ", "bold red")
+                screen.line("  ", mark, (f"{event.name}: {result}", "dim"))
+            case events.Retried():
+                screen.line((f"asks again in {event.delay_s:.1f} s: {redact_text(event.reason)}", "yellow"))
+            case _:
+                pass
+    screen.end_line()
+    _wait_until_done([session])
+
+
+def _cancel(sessions: Sequence[Session]) -> None:
+    err().end_line()
+    err().line("interrupted: stopping what runs (Ctrl-C again to leave at once)")
+    for session in sessions:
+        session.cancel("interrupted by Ctrl-C")
+    _wait_until_done(sessions)
+
+
+def _wait_until_done(sessions: Sequence[Session]) -> None:
+    deadline = time.monotonic() + _CANCEL_S
+    for session in sessions:
+        while not session.done and time.monotonic() < deadline:
+            time.sleep(0.005)
+
+
+# -- afterwards -------------------------------------------------------------------------------------------------------
+
+
+def _result(session: Session, seen: RunWatch, persist: bool) -> Result:
+    if seen.ended is None and session.done:
+        # Ctrl-C ended the watching before the run. Only the terminal event is wanted of the replay.
+        for event in session.events(events.RunCancelled):
+            seen.see(event)
+    error = session.exception()
+    if error is not None:
+        # The log may have failed after the last event: what the handle says counts.
+        seen.status = session.status
+        seen.error = redact_text(str(error) or type(error).__name__)
+    log = session_file(session.id) if persist else None
+    if log is not None and not log.exists():
+        log = None
+    diff, note = None, ""
+    try:
+        diff = session.workspace_diff()
+    except RathError as trouble:
+        note = str(trouble)
+    return Result(session, seen, diff, note, log)
+
+
+def _keep_patches(results: list[Result]) -> list[Result]:
+    """The branches' workspaces go with the process: keep what each changed as a patch."""
+    directory = openrath_home() / "runs" / datetime.now().strftime("%Y-%m-%d_%H-%M-%S_%f")
+    kept = []
+    for place, result in enumerate(results, 1):
+        patch = None
+        if result.diff:
+            patch = directory / f"branch-{place}.patch"
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            patch.write_text(redact_text(result.diff.text), encoding="utf-8", errors="surrogateescape", newline="\n")
+        kept.append(Result(result.session, result.seen, result.diff, result.note, result.log, patch))
+    return kept
+
+
+def _report(screen: Screen, results: Sequence[Result], workspace: Path, wall_s: float, interrupted: bool) -> None:
+    several = len(results) > 1
+    for result in results:
+        _report_one(screen, result, several)
+    if several:
+        total_s = sum(result.seen.seconds for result in results)
+        screen.line()
+        screen.line(f"{duration(wall_s)} in all; the branches one after the other: {duration(total_s)}")
+        if any(result.patch for result in results):
+            screen.line((f"to use one: cd {workspace} && patch -p1 < PATCH", "dim"))
+    for result in results:
+        seen = result.seen
+        if seen.status == "failed":
+            err().line(("error: ", "bold red"), f"{seen.name + ': ' if several else ''}{' '.join(seen.error.split())}")
+    if interrupted:
+        for result in results:
+            if result.log is not None:
+                err().line(f"interrupted; the log so far: {result.log}")
+
+
+def _report_one(screen: Screen, result: Result, several: bool) -> None:
+    seen = result.seen
+    style = {"completed": "green", "failed": "bold red"}.get(seen.status, "yellow")
+    screen.line()
+    screen.line(
+        *([(f"{seen.name}  ", "bold")] if several else []),
+        (seen.status, style),
+        (f" · {count(seen.turn, 'turn')} · {count(seen.tools, 'tool call')} · {seen.tokens:,} tokens · {duration(seen.seconds)}", "dim"),
+    )
+    if several and seen.text:
+        screen.line(seen.text.strip())
+    if result.diff is not None:
+        _show_diff(screen, result.diff)
+    elif result.note:
+        screen.line((f"no diff: {result.note}", "dim"))
+    for name, path in (("patch", result.patch), ("log  ", result.log)):
+        if path is not None:
+            screen.line((f"{name}  ", "dim"), str(path))
+
+
+def _show_diff(screen: Screen, diff: WorkspaceDiff) -> None:
+    if not diff:
+        screen.line(("the workspace is unchanged", "dim"))
+        return
+    added, removed = diff_counts(diff.text)
+    files = len(diff.added) + len(diff.removed) + len(diff.modified)
+    screen.line((f"{count(files, 'file')} changed, +{added} −{removed} lines", "dim"))
+    screen.diff(diff.text)
+
+
+def _as_json(
+    options: RunOptions, backend: str, workspace: Path, model: str, results: Sequence[Result], wall_s: float
+) -> dict[str, Any]:
+    return {
+        "task": options.task,
+        "model": model,
+        "backend": backend,
+        "workspace": str(workspace),
+        "wall_s": round(wall_s, 3),
+        "branches": [_result_json(result) for result in results],
+    }
+
+
+def _result_json(result: Result) -> dict[str, Any]:
+    seen, diff = result.seen, result.diff
+    return {
+        "session_id": str(result.session.id),
+        "status": seen.status,
+        "error": seen.error or None,
+        "text": seen.text,
+        "truncated": seen.truncated,
+        "turns": seen.turn,
+        "tool_calls": seen.tools,
+        "total_tokens": seen.tokens,
+        "seconds": round(seen.seconds, 3),
+        "log": result.log and str(result.log),
+        "patch": result.patch and str(result.patch),
+        "diff": diff and diff.text,
+        "changed": None if diff is None else {n: list(getattr(diff, n)) for n in ("added", "removed", "modified", "binary")},
+    }

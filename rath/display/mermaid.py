@@ -1,0 +1,28 @@
+"""The lineage graph as Mermaid text, for Markdown pages that draw it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rath.display.svg import short_id, summary
+from rath.display.text import fit
+from rath.session.graph.lineage import LineageNode
+
+__all__ = ["lineage_mermaid"]
+
+
+def lineage_mermaid(nodes: Sequence[LineageNode]) -> str:
+    """A ``flowchart TD``: one node a session, one arrow a parent."""
+    number = {node.id: index for index, node in enumerate(nodes)}
+    lines = ["flowchart TD"]
+    for node in nodes:
+        label = _entity(fit(node.label or node.operator or "session", 40))
+        lines.append(f'  s{number[node.id]}["{label}<br/>{short_id(node.id)} · {_entity(summary(node))}"]')
+    for node in nodes:
+        lines += [f"  s{number[p]} --> s{number[node.id]}" for p in node.parents if p in number]
+    return "\n".join(lines) + "\n"
+
+
+def _entity(text: str) -> str:
+    """Everything that could end a label or be markup, as a numeric entity in Mermaid's spelling."""
+    return "".join(c if c.isalnum() or c in " ._-·:,/" else f"#{ord(c)};" for c in text)
