@@ -17,7 +17,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO
 
@@ -128,18 +128,20 @@ class ProcessGroups:
 
     @property
     def empty(self) -> bool:
-        """Whether nobody is left."""
-        return all(group.empty() for group in self._groups)
+        """Whether nobody is left alive. Where no init reaps them, the dead stay as zombies."""
+        left = [group for group in self._groups if not group.empty()]
+        if not left:
+            return True
+        alive = {session for _, _, session, state in _processes() if state not in "ZX"}
+        return not any(group.leader in alive for group in left)
 
 
-def _descendants(top: int) -> set[int]:
-    """``top``'s descendants and the members of its session, by ``/proc``; nobody where there is none."""
-    children: dict[int, list[int]] = {}
-    found: set[int] = set()
+def _processes() -> Iterator[tuple[int, int, int, str]]:
+    """Process, parent, session and state of every process, by ``/proc``; nothing where there is none."""
     try:
         names = os.listdir("/proc")
     except OSError:
-        return found
+        return
     for name in names:
         if not name.isdigit():
             continue
@@ -149,9 +151,16 @@ def _descendants(top: int) -> set[int]:
                 fields = file.read().rpartition(b")")[2].split()
         except OSError:
             continue
-        pid = int(name)
-        children.setdefault(int(fields[1]), []).append(pid)
-        if int(fields[3]) == top and pid != top:
+        yield int(name), int(fields[1]), int(fields[3]), fields[0].decode()
+
+
+def _descendants(top: int) -> set[int]:
+    """``top``'s descendants and the members of its session."""
+    children: dict[int, list[int]] = {}
+    found: set[int] = set()
+    for pid, parent, session, _ in _processes():
+        children.setdefault(parent, []).append(pid)
+        if session == top and pid != top:
             found.add(pid)
     todo = [top, *found]
     while todo:

@@ -18,7 +18,7 @@ from rath.core.home import openrath_home
 from rath.core.redact import redact_text
 from rath.display.diff import diff_counts
 from rath.display.text import count, duration
-from rath.errors import RathError
+from rath.errors import BackendNotFound, RathError
 from rath.flow.agent import Agent
 from rath.flow.tool.edit import coding_tools
 from rath.llm.provider import Provider
@@ -114,7 +114,10 @@ def _backend(name: str | None) -> str:
             f"say where the agent's tools may run: --backend {' or --backend '.join(names)}. "
             "`local` is this machine itself: commands run as you, without isolation"
         )
-    registry.check_name(name)
+    try:
+        registry.check_name(name)
+    except BackendNotFound as error:
+        raise Trouble(f"--backend: {error}") from error
     if not registry.is_available(name):
         raise Trouble(f"the backend {name!r} does not work on this machine: `rath doctor` says why", code=1)
     return name

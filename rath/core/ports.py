@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar, runtime_checkable
@@ -23,7 +23,6 @@ __all__ = [
     "Middleware",
     "ModelClient",
     "RunLog",
-    "RunRequest",
     "Runner",
     "Tool",
     "engine",
@@ -64,7 +63,7 @@ class ModelClient(Protocol):
 
     def open_completion(
         self, request: RathLLMChatRequest, *, stream: bool
-    ) -> AsyncIterator[RathLLMStreamDelta | RathLLMChatResponse]: ...
+    ) -> AsyncGenerator[RathLLMStreamDelta | RathLLMChatResponse, None]: ...
 
 
 class Tool(Protocol):
@@ -105,16 +104,7 @@ class RunLog(Protocol):
         """Release file and lock without a trailer. Idempotent, never raises."""
 
 
-class RunRequest(Protocol):
-    """What a middleware sees of a run before it starts."""
-
-    @property
-    def session_id(self) -> Any: ...
-    @property
-    def operator(self) -> str: ...
-
-
-Runner: TypeAlias = "Callable[[Any], AsyncIterator[Event]]"
+Runner: TypeAlias = "Callable[[Any], AsyncGenerator[Event, None]]"
 Middleware: TypeAlias = "Callable[[Runner], Runner]"
 
 

@@ -78,13 +78,17 @@ def _call(call: Any) -> CallView:
 
 
 def short_arguments(arguments: str, limit: int = 90) -> str:
-    """A call's arguments (JSON text) on one line: ``path='a.py' old='x'``; a single one without its name."""
+    """A call's arguments (JSON text) on one line: ``path=a.py  old=“x = 1”``; a single one without its name."""
     parsed = _object(arguments[:100_000])
     if parsed is None:
         return one_line(arguments, limit)
     if len(parsed) == 1:
         return one_line(_plain(next(iter(parsed.values()))), limit)
-    return one_line("  ".join(f"{key}={_quoted(value)}" for key, value in list(parsed.items())[:8]), limit)
+    return _summed_up(parsed, limit)
+
+
+def _summed_up(fields: Mapping[str, Any], limit: int = 70) -> str:
+    return one_line("  ".join(f"{key}={_quoted(value)}" for key, value in list(fields.items())[:8]), limit)
 
 
 def _quoted(value: Any) -> str:
@@ -118,7 +122,8 @@ def view_result(body: str) -> ResultView:
         return _code(result)
     if result.keys() <= {"ok"}:
         return ResultView(True, "yes" if result.get("ok") else "no", ())
-    return ResultView(result.get("ok") is not False, _amount(body), (("", _pretty(result)),))
+    rest = {key: value for key, value in result.items() if key != "ok"}
+    return ResultView(result.get("ok") is not False, _summed_up(rest), (("", _pretty(result)),))
 
 
 def _command(result: Mapping[str, Any]) -> ResultView:

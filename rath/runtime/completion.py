@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from typing import Any
 
@@ -133,9 +133,9 @@ class Completer:
                 delta.tool_call_args_delta,
             )
 
-    async def _deltas(self, request: RathLLMChatRequest) -> AsyncIterator[RathLLMStreamDelta]:
+    async def _deltas(self, request: RathLLMChatRequest) -> AsyncGenerator[RathLLMStreamDelta, None]:
         if self._native:
-            source: AsyncIterator[Any] = self._source.open_completion(request, stream=True)
+            source: AsyncGenerator[Any, None] = self._source.open_completion(request, stream=True)
         else:
             made = self._source.complete_stream
             if inspect.isasyncgenfunction(made):
@@ -144,13 +144,13 @@ class Completer:
                 source = await made(request)
             else:
                 source = self._from_thread(made, request)
-        async with aclosing(source) as items:  # type: ignore[type-var]
+        async with aclosing(source) as items:
             async for delta in items:
                 yield delta
 
     async def _from_thread(
         self, complete_stream: Callable[[RathLLMChatRequest], Any], request: RathLLMChatRequest
-    ) -> AsyncIterator[RathLLMStreamDelta]:
+    ) -> AsyncGenerator[RathLLMStreamDelta, None]:
         """Iterate a synchronous stream in a tool thread."""
         loop = asyncio.get_running_loop()
         inbox: asyncio.Queue[Any] = asyncio.Queue()

@@ -1,37 +1,56 @@
-"""One round of tool calls: queues by resource, results as they come, exactly one a call.
+"""One round of tool calls: stages, queues by resource, results as they come, exactly one a call.
 
-Calls with the same resource key run in the order of the reply, different keys overlap. A round of one call, the usual
-case, costs no task: it is awaited where it stands.
+Calls with the same resource key run in the order of the reply, different keys overlap. A call of a tool that is not
+``parallel_safe`` holds the key of everything: what stands before it in the reply has ended when it starts, what stands after
+starts when it has ended. (Models do write a file and run it in one reply.) A stage of one call, the usual case, costs no
+task: it is awaited where it stands.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from typing import TypeVar
 
-__all__ = ["GLOBAL_KEY", "queues_of", "run_queues"]
+__all__ = ["run_round", "stages_of"]
 
-T = TypeVar("T")
-GLOBAL_KEY = ("global",)
-
-
-def queues_of(keys: Sequence[tuple[str, ...]]) -> list[list[int]]:
-    """Indices of calls grouped by key: groups in order of first appearance, indices ascending."""
-    groups: dict[tuple[str, ...], list[int]] = {}
-    for index, key in enumerate(keys):
-        groups.setdefault(key, []).append(index)
-    return list(groups.values())
+Key = tuple[str, ...]
+RunCall = Callable[[int], Awaitable[BaseException | None]]
 
 
-async def run_queues(
-    queues: list[list[int]], run_call: Callable[[int], Awaitable[BaseException | None]]
-) -> BaseException | None:
-    """Run every call of every queue; the first fatal error, or ``None``.
+def stages_of(keys: Sequence[Key | None]) -> list[list[list[int]]]:
+    """Stages to run one after the other; each a list of queues to overlap; each a list of indices in order.
 
-    ``run_call(index)`` reports its own result and returns ``None``, or an error that must end the run: then the other
-    queues are cancelled and waited for, so that nothing of the round runs on.
+    ``None`` is the key of everything: a stage of its own.
     """
+    stages: list[list[list[int]]] = []
+    groups: dict[Key, list[int]] = {}
+    for index, key in enumerate(keys):
+        if key is None:
+            if groups:
+                stages.append(list(groups.values()))
+                groups = {}
+            stages.append([[index]])
+        else:
+            groups.setdefault(key, []).append(index)
+    if groups:
+        stages.append(list(groups.values()))
+    return stages
+
+
+async def run_round(keys: Sequence[Key | None], run_call: RunCall) -> BaseException | None:
+    """Run the calls whose keys these are; the first fatal error, or ``None``.
+
+    ``run_call(index)`` reports its own result and returns ``None``, or an error that must end the run.
+    """
+    for queues in stages_of(keys):
+        fatal = await run_queues(queues, run_call)
+        if fatal is not None:
+            return fatal
+    return None
+
+
+async def run_queues(queues: list[list[int]], run_call: RunCall) -> BaseException | None:
+    """Overlap the queues. A fatal error in one cancels the others and waits for them: nothing of the round runs on."""
     if len(queues) == 1:
         return await _run_queue(queues[0], run_call)
     tasks = [asyncio.ensure_future(_run_queue(queue, run_call)) for queue in queues]

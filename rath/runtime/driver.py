@@ -10,6 +10,7 @@ import asyncio
 import inspect
 import logging
 import time
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -36,10 +37,10 @@ from rath.llm.types import (
     add_usage,
 )
 from rath.runtime.completion import Completer
-from rath.runtime.dispatch import GLOBAL_KEY, queues_of, run_queues
+from rath.runtime.dispatch import run_round
 from rath.runtime.job import Job, submit
 from rath.runtime.pipeline import run_through
-from rath.runtime.results import encode_result, failure_payload
+from rath.runtime.results import encode_result, exception_payload, failure_payload
 from rath.runtime.sync import Sync
 from rath.runtime.turn import (
     AppendAssistant,
@@ -92,7 +93,7 @@ def _start(request: RunRequest, kind: type[BaseRun]) -> tuple[Cell[Outcome], Run
     return submit(Job(request.node, request.session_id, (request.user, request.agent), body, request.timeout_s))
 
 
-class BaseRun:
+class BaseRun(ABC):
     """What a loop and a compression share: rows, usage, budget, log, events.
 
     Args:
@@ -125,6 +126,10 @@ class BaseRun:
         self._options = request_options(
             request.provider, tools=request.schemas, default_tool_choice="auto" if request.schemas else "none"
         )
+
+    @abstractmethod
+    async def run(self) -> Outcome:
+        """Do the work. The rows so far are in ``rows`` at every moment, fit for any provider."""
 
     def append(self, row: ChunkRow) -> None:
         """Add a row to the table, the partial result and the stream (and so to the log)."""
@@ -267,7 +272,7 @@ class Run(BaseRun):
     async def _run_round(self, calls: tuple[RathLLMToolCallPart, ...]) -> None:
         first_row = len(self.base) + len(self.rows)
         ready: list[tuple[int, Tool, dict[str, Any]]] = []
-        keys: list[tuple[str, ...]] = []
+        keys: list[tuple[str, ...] | None] = []
         for index, call in enumerate(calls):
             checked = self._check_call(call)
             if isinstance(checked, str):
@@ -284,11 +289,11 @@ class Run(BaseRun):
             return await self._run_call(index, calls[index], tool, arguments, first_row + index)
 
         # One call, the usual case, is awaited where it stands.
-        fatal = await (run_call(0) if len(ready) == 1 else run_queues(queues_of(keys), run_call))
+        fatal = await (run_call(0) if len(ready) == 1 else run_round(keys, run_call))
         if fatal is not None:
             raise fatal
 
-    def _check_call(self, call: RathLLMToolCallPart) -> tuple[Tool, dict[str, Any], tuple[str, ...]] | str:
+    def _check_call(self, call: RathLLMToolCallPart) -> tuple[Tool, dict[str, Any], tuple[str, ...] | None] | str:
         """What to run, or the failure to report."""
         function = call.function
         arguments, bad = function.arguments_parsed, function.arguments_parse_error
@@ -305,7 +310,7 @@ class Run(BaseRun):
                 function.arguments,
             )
         try:
-            key = tuple(tool.resource_key(arguments)) if tool.parallel_safe else GLOBAL_KEY
+            key = tuple(tool.resource_key(arguments)) if tool.parallel_safe else None
             hash(key)
         except Exception as error:
             return failure_payload("tool_execution_exception", _describe(error), "resource_key raised")
@@ -342,7 +347,7 @@ class Run(BaseRun):
         except _FATAL:
             raise
         except ToolError as error:
-            return failure_payload(error.kind, _describe(error), error.detail), False
+            return exception_payload(error), False
         except Exception as error:
             _log.info("tool %s raised; the model is told", tool.name, exc_info=error)
             return failure_payload("tool_execution_exception", _describe(error), type(error).__name__), False
@@ -353,7 +358,7 @@ class Run(BaseRun):
             return await self._call_user(executor.dispatch_tool, self.snapshot(), tool, arguments)
         call = type(tool).__call__
         if getattr(call, "runs_sandbox_request", False):
-            return await self._in_sandbox(tool.request(arguments))  # type: ignore[attr-defined]
+            return await self._in_sandbox(_sandbox_request(tool, arguments))
         if inspect.iscoroutinefunction(call):
             return await tool(self.snapshot(), arguments)
         return await self._call_user(tool, self.snapshot(), arguments)
@@ -391,6 +396,15 @@ class CompressRun(BaseRun):
         if self._sync is not None:
             await self._sync()
         return self.outcome()
+
+
+def _sandbox_request(tool: Any, arguments: Mapping[str, Any]) -> Any:
+    try:
+        return tool.request(arguments)
+    except ToolError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise ToolError(str(error), kind="invalid_tool_arguments") from error
 
 
 def _messages(head: ChunkTable, transcript: ChunkTable, extra: tuple[RathLLMMessage, ...]) -> tuple[RathLLMMessage, ...]:

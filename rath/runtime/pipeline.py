@@ -9,7 +9,7 @@ tool runs, and at the end of a turn, it waits until everything it emitted has co
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import Any, Protocol
 
@@ -109,7 +109,7 @@ class Mailbox:
         self._queue.put_nowait(None)
         await self._taken.wait()
 
-    async def events(self) -> AsyncIterator[Event]:
+    async def events(self) -> AsyncGenerator[Event, None]:
         while True:
             event = await self._queue.get()
             if event is None:
@@ -143,7 +143,7 @@ class _MailboxSync:
 
 
 def _base_runner(job: Job, make_run: MakeRun) -> Runner:
-    async def runner(request: RunRequest) -> AsyncIterator[Event]:
+    async def runner(request: RunRequest) -> AsyncGenerator[Event, None]:
         mailbox = Mailbox(job)
         sync = _MailboxSync(mailbox, None if job.log is None else GroupSync(job.engine, job.log))
         run = make_run(request, job, job.view.base, [], mailbox.emit, sync)
@@ -179,7 +179,7 @@ async def _through_middleware(job: Job, request: RunRequest, make_run: MakeRun, 
             raise UsageTypeError(f"middleware {middleware!r} must return a runner: a function of a request")
     usage, truncated = None, False
     rows, stream, log = job.view.rows, job.view.stream, job.log
-    async with aclosing(runner(request)) as source:  # type: ignore[type-var]
+    async with aclosing(runner(request)) as source:
         async for event in source:
             if isinstance(event, TERMINAL):
                 # The run's own terminal event follows when the log is closed; a middleware's is only noted.

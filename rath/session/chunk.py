@@ -254,13 +254,24 @@ def _flat_rows(table: ChunkTable) -> tuple[ChunkRow, ...] | None:
         return None
 
 
+def _own_rows(table: ChunkTable) -> tuple[ChunkRow, ...] | ChunkTable:
+    """What ``table`` adds to its parent."""
+    tail = table._tail
+    if isinstance(tail, list):
+        return tuple(tail[: table._length - (table._parent._length if table._parent else 0)])
+    return tail
+
+
 def _flatten(table: ChunkTable) -> tuple[ChunkRow, ...]:
     """The rows of a chain, without recursion: chains are as long as sessions are."""
     runs: list[tuple[ChunkRow, ...]] = []
     stack: list[ChunkTable | tuple[ChunkRow, ...]] = [table]
     while stack:  # last run first
         item = stack.pop()
-        flat = item if isinstance(item, tuple) else _flat_rows(item)
+        if isinstance(item, tuple):
+            runs.append(item)
+            continue
+        flat = _flat_rows(item)
         if flat is not None:
             runs.append(flat)
             continue
@@ -289,10 +300,7 @@ def _compute_digest(table: ChunkTable) -> bytes:
         node = node._parent
     digest = (node._digest if node else None) or _EMPTY_DIGEST
     for link in reversed(chain):
-        tail = link._tail
-        if isinstance(tail, list):
-            tail = tuple(tail[: link._length - (link._parent._length if link._parent else 0)])
-        for row in tail:
+        for row in _own_rows(link):
             digest = row_digest(digest, row)
         _set(link, "_digest", digest)
     return digest

@@ -48,7 +48,7 @@ def operator(function: Callable[..., Any] | None = None, /, *, name: str | None 
         raise UsageTypeError(f"operator decorates a function, not {type(function).__name__}")
     work: Callable[..., Any] = function
     signature = inspect.signature(work)
-    op_name = name or getattr(work, "__name__", type(work).__name__)
+    op_name: str = name or getattr(work, "__name__", None) or type(work).__name__
 
     @functools.wraps(work)
     def apply(*args: Any, **kwargs: Any) -> Session:

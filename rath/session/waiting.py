@@ -6,7 +6,8 @@ import asyncio
 import contextlib
 import queue
 import time
-from collections.abc import AsyncIterator, Generator, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator
+from functools import partial
 from typing import Any, SupportsIndex
 
 from rath.core.cell import Cell
@@ -29,7 +30,7 @@ class AsCompleted:
         # Ready ones first, in order; blocking for one of the others checks that waiting here is allowed at all.
         waiting = dict(enumerate(self._sessions))
         for index, session in list(waiting.items()):
-            session._cell.on_done(lambda _cell, index=index: inbox.put(index))
+            session._cell.on_done(partial(_arrived, inbox.put, index))
         while waiting:
             try:
                 index = inbox.get_nowait()
@@ -54,10 +55,14 @@ class AsCompleted:
 
         waiting = dict(enumerate(self._sessions))
         for index, session in list(waiting.items()):
-            session._cell.on_done(lambda _cell, index=index: arrived(index))
+            session._cell.on_done(partial(_arrived, arrived, index))
         async with asyncio.timeout(self._timeout):
             while waiting:
                 yield waiting.pop(await inbox.get())
+
+
+def _arrived(tell: Callable[[int], None], index: int, _cell: Cell[Outcome]) -> None:
+    tell(index)
 
 
 class Gathered(list[Session | BaseException]):
@@ -112,7 +117,7 @@ class Gathered(list[Session | BaseException]):
         self._fill()
         return list(self) == (list(other) if isinstance(other, list | tuple) else other)
 
-    __hash__ = None  # type: ignore[assignment]
+    __hash__ = None
 
     def __repr__(self) -> str:
         return f"<gather of {len(self._pending)} sessions>" if self._pending is not None else super().__repr__()

@@ -70,9 +70,9 @@ def test_a_failed_write_is_raised_at_every_later_call_and_there_is_never_a_trail
     log = open_run_log(session, path=tmp_path / "a.jsonl")
     log.append_row(0, user_text_chunk("kept"))
     size = log.path.stat().st_size
-    with file_size_limit(size + 100):  # the write is short, and the rest of it fails
-        with pytest.raises(PersistenceError, match="File too large") as first:
-            log.append_row(1, user_text_chunk("lost " * 100))
+    # The write is short, and the rest of it fails.
+    with file_size_limit(size + 100), pytest.raises(PersistenceError, match="File too large") as first:
+        log.append_row(1, user_text_chunk("lost " * 100))
     assert isinstance(first.value.__cause__, OSError)
     assert log.path.stat().st_size == size + 100
     # The disk has room again, but the log's end is not known any more.
@@ -83,9 +83,9 @@ def test_a_failed_write_is_raised_at_every_later_call_and_there_is_never_a_trail
         lambda: log.close(usage=None, lineage_extras=(), outcome={}),
         lambda: log.close(usage=None, lineage_extras=(), outcome={}),
     ):
-        with contextlib.suppress(ValueError), pytest.raises(PersistenceError) as again:
+        with pytest.raises(PersistenceError) as again:
             call()
-            assert again.value is first.value
+        assert again.value is first.value
     log.abandon()
     assert log.path.stat().st_size == size + 100
     loaded = load_session("", path=log.path)
@@ -132,6 +132,12 @@ def test_a_trailer_that_does_not_fit_leaves_the_log_open(tmp_path: Path) -> None
     assert not lock_file(writer.path).exists()
 
 
+def fill(writer: SessionWriter) -> None:
+    """Write rows until it fails, or there are 2,000."""
+    while writer.chunks_written < 2000:
+        writer.write_chunk(writer.chunks_written, user_text_chunk("x" * 4000))
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounts a file system")
 def test_a_full_disk_latches(tmp_path: Path) -> None:
     disk = tmp_path / "disk"
@@ -142,17 +148,17 @@ def test_a_full_disk_latches(tmp_path: Path) -> None:
     try:
         session = Session.from_user_message("go")
         writer = SessionWriter(session, path=disk / "a.jsonl")
-        written = 0
         with pytest.raises(PersistenceError, match="No space left on device"):
-            for index in range(100):
-                writer.write_chunk(index, user_text_chunk("x" * 4000))
-                written += 1
+            fill(writer)
+        written = writer.chunks_written
+        assert written > 3
         with pytest.raises(PersistenceError, match="No space left"):
             writer.close()
         loaded = load_session("", path=writer.path)
         assert (len(loaded.chunk_table), loaded.closed) == (written, False)
+        with pytest.raises(OSError, match="No space left"):
+            (disk / "rest").write_bytes(bytes(65536))
         # A log can be deleted although the disk is full.
-        (disk / "ballast").write_bytes(b"")
         assert delete_session(session.id, path=writer.path)
     finally:
         subprocess.run(["umount", disk], check=True)
@@ -350,22 +356,60 @@ def test_a_lock_is_let_go_and_taken_by_threads_without_two_holding_it(tmp_path: 
     assert not path.exists()
 
 
-def test_ctrl_c_while_writing_latches(tmp_path: Path) -> None:
-    """The end of the file is unknown after it, so nothing more is written: whatever is there loads."""
+def test_ctrl_c_while_writing_leaves_a_log_that_loads(tmp_path: Path) -> None:
     writer = SessionWriter(Session.from_user_message("go"), path=tmp_path / "a.jsonl")
     timer = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT))
     timer.start()
-    index = 0
     try:
         with pytest.raises(KeyboardInterrupt):
             while True:
-                writer.write_chunk(index, user_text_chunk("x" * 200_000))
-                index += 1
-                if index > 2000:
-                    raise AssertionError("no interrupt came")
+                fill(writer)
     finally:
         timer.cancel()
         writer.abandon()
     loaded = load_session("", path=writer.path)
-    assert len(loaded.chunk_table) in (index, index + 1)
+    assert len(loaded.chunk_table) in (writer.chunks_written, writer.chunks_written + 1)
     assert loaded.verdict in ("open", "torn")
+
+
+def test_an_interrupted_write_latches(tmp_path: Path) -> None:
+    log = open_run_log(Session.from_user_message("go"), path=tmp_path / "a.jsonl")
+    log._file.latch(KeyboardInterrupt())  # what append does when a Ctrl-C comes between its lines
+    for call in (lambda: log.append_row(0, user_text_chunk("x")), log.sync):
+        with pytest.raises(PersistenceError, match="interrupted by KeyboardInterrupt"):
+            call()
+    log.abandon()
+    assert load_session("", path=log.path).verdict == "open"
+
+
+def test_a_failed_sync_latches_like_a_failed_write(tmp_path: Path) -> None:
+    log = open_run_log(Session.from_user_message("go"), path=tmp_path / "a.jsonl")
+    log.append_row(0, user_text_chunk("x"))
+    read, write = os.pipe()
+    os.dup2(write, log._file._fd, inheritable=False)  # a pipe cannot be synced: the kernel says so
+    with pytest.raises(PersistenceError, match="Invalid argument") as first:
+        log.sync()
+    for call in (
+        lambda: log.append_row(1, user_text_chunk("y")),
+        lambda: log.close(usage=None, lineage_extras=(), outcome={}),
+    ):
+        with pytest.raises(PersistenceError) as again:
+            call()
+        assert again.value is first.value
+    os.close(read)
+    os.close(write)
+    assert load_session("", path=log.path).verdict == "open"
+
+
+@pytest.mark.slow
+def test_a_row_too_long_for_a_line_latches(tmp_path: Path) -> None:
+    from rath.session.persistence.format import MAX_LINE_BYTES
+
+    log = open_run_log(Session.from_user_message("go"), path=tmp_path / "a.jsonl", durability="process")
+    size = log.path.stat().st_size
+    with pytest.raises(PersistenceError, match="does not fit"):
+        log.append_row(0, user_text_chunk("x" * MAX_LINE_BYTES))
+    assert log.path.stat().st_size == size
+    with pytest.raises(PersistenceError, match="does not fit"):
+        log.close(usage=None, lineage_extras=(), outcome={})
+    assert load_session("", path=log.path).verdict == "open"

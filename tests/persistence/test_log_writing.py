@@ -124,9 +124,14 @@ def test_the_log_has_its_name_from_the_first_byte(home: Path) -> None:
 
 def test_leaving_with_an_exception_leaves_no_trailer(home: Path) -> None:
     session = Session.from_user_message("go")
-    with pytest.raises(ZeroDivisionError), SessionWriter(session) as writer:
-        writer.write_chunk(0, user_text_chunk("x"))
-        1 / 0
+
+    def fail_after_a_row() -> None:
+        with SessionWriter(session) as writer:
+            writer.write_chunk(0, user_text_chunk("x"))
+            1 / 0
+
+    with pytest.raises(ZeroDivisionError):
+        fail_after_a_row()
     loaded = load_session(session.id)
     assert not loaded.closed
     assert loaded.verdict == "open"
@@ -169,7 +174,7 @@ def test_an_existing_log_is_refused_and_not_touched(home: Path) -> None:
         writer = SessionWriter(session)
         end(writer)
         data = writer.path.read_bytes()
-        with pytest.raises(PersistenceError, match="already there; load it .* or delete it"):
+        with pytest.raises(PersistenceError, match=r"already there; load it .* or delete it"):
             SessionWriter(session)
         assert writer.path.read_bytes() == data
         assert not lock_file(writer.path).exists()

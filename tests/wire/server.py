@@ -42,8 +42,8 @@ class Request:
 class Answer:
     """A well-formed reply, written in the protocol of the request.
 
-    ``tool_calls`` are ``(id, name, arguments)``. ``hold`` is waited for in the middle of a stream; ``drop`` ends the
-    connection there.
+    ``tool_calls`` are ``(id, name, arguments)``. After ``hold_after`` events of a stream ``hold`` is waited for, or the
+    connection ended if ``drop``.
     """
 
     text: str | None = None
@@ -54,6 +54,7 @@ class Answer:
     delay_s: float = 0.0
     hold: threading.Event | None = None
     drop: bool = False
+    hold_after: int = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,7 +242,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Type", "text/event-stream")
         self._start_chunks()
         for place, event in enumerate(events):
-            if place == 2:
+            if place == answer.hold_after:
                 if answer.drop:
                     self.close_connection = True
                     return

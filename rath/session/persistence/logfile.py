@@ -84,7 +84,7 @@ class LogFile:
     def append(self, record_type: str, fields: bytes) -> None:
         """Write one record: when this returns, the kernel has all of it (at ``"record"``, the disk)."""
         with self.mutex:
-            self._check()
+            self.check()
             try:
                 line, h = seal(line_body(record_type, self.records, fields), self._h)
                 if len(line) > MAX_LINE_BYTES:
@@ -112,7 +112,7 @@ class LogFile:
         """Make what was appended durable, if this log's durability asks for it. May wait for the disk."""
         with self._sync_mutex:
             with self.mutex:
-                self._check()
+                self.check()
                 if not self.needs_sync():
                     return
                 fd, records = self._fd, self.records
@@ -183,9 +183,10 @@ class LogFile:
         """Latch ``error`` and raise what stands for it; a Ctrl-C is latched and left for the caller to raise."""
         self.latch(error)
         if isinstance(error, Exception):
-            self._check()
+            self.check()
 
-    def _check(self) -> None:
+    def check(self) -> None:
+        """Raise the failure that has latched, if there is one."""
         if self._failure is not None:
             # Without the frames of earlier raises: it may be raised for as long as the run lasts.
             raise self._failure.with_traceback(None)

@@ -48,6 +48,7 @@ class SessionLog:
         """Write row number ``index``, which must be the next one."""
         file = self.file
         with file.mutex:
+            file.check()
             if index != self.rows:
                 raise UsageValueError(
                     f"rows are logged in order: the next index is {self.rows}, not {index!r}"
