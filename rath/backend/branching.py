@@ -110,7 +110,12 @@ class Branch:
         if lease is not None and self._early and lease.placement.sandbox is None:
             if lease.placement.gives_files(backend):
                 # Its opening takes the snapshots of all copies that wait for it, this one's too.
-                await lease.open()
+                hold = lease.placement.acquire()
+                try:
+                    await hold.open()
+                    await arrival(self._taken)
+                finally:
+                    hold.release()
             else:
                 self.start_fresh()
         await arrival(self._taken)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ class DemoAgent:
     def provider(self, speed: float) -> Provider:
         """Its model. ``speed``: how much faster than written the replies come."""
         spec = decode_json((_DATA / "agents" / self.script).read_bytes())
-        return scripted(spec["replies"], latency_s=spec["latency_s"] / speed)
+        return scripted(spec["replies"], latency_s=spec["latency_s"] / speed, calls=Path(self.script).stem)
 
 
 OPENING = DemoAgent("reproduce", f"{_COMMON} Find out what is wrong. Change nothing.", "opening.json")
@@ -41,16 +41,28 @@ BRANCHES = (
 )
 
 
-def scripted(replies: Sequence[Any], *, latency_s: float) -> Provider:
-    """A provider that says ``replies`` and reports tokens estimated from what it really got and said."""
+def scripted(replies: Sequence[Any], *, latency_s: float, calls: str = "call") -> Provider:
+    """A provider that says ``replies`` and reports tokens estimated from what it really got and said.
+
+    Args:
+        calls: what the ids of its tool calls begin with: the branches' transcripts are merged, and no two calls of one
+            transcript may have the same id.
+    """
     client = ScriptedClient(
-        [_counted(Reply(text=reply) if isinstance(reply, str) else Reply(**reply)) for reply in replies],
+        [_counted(_with_ids(reply, f"{calls}_{turn}")) for turn, reply in enumerate(replies, 1)],
         latency_s=latency_s,
         by_turn=True,
         record=False,
         model="demo-script",
     )
     return client.as_provider()
+
+
+def _with_ids(reply: Any, prefix: str) -> Reply:
+    if isinstance(reply, str):
+        return Reply(text=reply)
+    made = Reply(**reply)
+    return replace(made, tool_calls=[{**call, "id": f"{prefix}_{n}"} for n, call in enumerate(made.tool_calls, 1)])
 
 
 def _counted(reply: Reply) -> Any:
@@ -60,7 +72,7 @@ def _counted(reply: Reply) -> Any:
         # Four characters a token: a usual rule of thumb, and the demo says that it is an estimate.
         prompt, completion = asked // 4 + 1, said // 4 + 1
         usage = RathLLMTokenUsage(prompt, completion, prompt + completion)
-        return Reply(text=reply.text, tool_calls=reply.tool_calls, usage=usage)
+        return replace(reply, usage=usage)
 
     return answer
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Iterator
+from typing import Any
 
 from rich.live import Live
 from rich.table import Table
@@ -20,9 +20,10 @@ from rath.display.text import count, duration, fit
 from rath.display.transcript import short_arguments, view_result
 from rath.session.session import Session
 
-__all__ = ["RunWatch", "describe_call", "describe_result", "watch", "watch_live"]
+__all__ = ["RunWatch", "cancel_all", "describe_call", "describe_result", "follow", "watch", "watch_live"]
 
 _FRAME_S = 0.1
+_PATIENCE_S = 10.0
 _MARKS = {
     "pending": ("○", "dim"),
     "running": ("▸", "cyan"),
@@ -119,16 +120,53 @@ async def watch(
         async for event in session.events():
             seen.see(event)
             changed(seen, event)
-        if not session.done:
-            # The terminal event comes a moment before the handle resolves.
-            await asyncio.wait_for(_resolved(session), 60)
+        await asyncio.to_thread(_wait_until_done, [session])
 
     await asyncio.gather(*(follow(session, seen) for session, seen in zip(sessions, watches, strict=True)))
 
 
-async def _resolved(session: Session) -> None:
-    while not session.done:
-        await asyncio.sleep(0.002)
+def follow(screen: Screen, session: Session, seen: RunWatch) -> None:
+    """Print one run as it goes: text as it arrives, tool calls as they begin and end."""
+    streamed = False
+    for event in session.events():
+        seen.see(event)
+        match event:
+            case events.TurnStarted():
+                streamed = False
+            case events.TextDelta():
+                streamed = True
+                screen.write(event.text)
+            case events.MessageFinished():
+                if not streamed and event.text:
+                    screen.write(event.text)
+                screen.end_line()
+            case events.ToolStarted():
+                screen.line(("→ ", "cyan"), describe_call(event))
+            case events.ToolFinished():
+                ok, result = describe_result(event)
+                mark = ("✓ ", "green") if ok else ("✗ failed: ", "bold red")
+                screen.line("  ", mark, (f"{event.name}: {result}", "dim"))
+            case events.Retried():
+                screen.line((f"asks again in {event.delay_s:.1f} s: {redact_text(event.reason)}", "yellow"))
+            case _:
+                pass
+    screen.end_line()
+    _wait_until_done([session])
+
+
+def cancel_all(sessions: Sequence[Session]) -> None:
+    """Stop the runs of ``sessions`` and wait until they have, for ten seconds at most."""
+    for session in sessions:
+        session.cancel("interrupted by Ctrl-C")
+    _wait_until_done(sessions)
+
+
+def _wait_until_done(sessions: Sequence[Session]) -> None:
+    # The terminal event comes a moment before the handle resolves; reading the handle would raise its failure.
+    deadline = time.monotonic() + _PATIENCE_S
+    for session in sessions:
+        while not session.done and time.monotonic() < deadline:
+            time.sleep(0.002)
 
 
 def watch_live(screen: Screen, sessions: Sequence[Session], watches: Sequence[RunWatch], *, quiet: bool = False) -> None:

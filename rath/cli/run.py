@@ -12,7 +12,7 @@ from typing import Any
 from rath.backend import registry
 from rath.backend.types import BackendSandboxSpec, WorkspaceDiff
 from rath.cli.console import Screen, Trouble, err, out
-from rath.cli.progress import RunWatch, describe_call, describe_result, watch_live
+from rath.cli.progress import RunWatch, cancel_all, follow, watch_live
 from rath.core import events
 from rath.core.home import openrath_home
 from rath.core.redact import redact_text
@@ -36,7 +36,6 @@ _PROMPT = (
     "the workspace. When you are done, or cannot go on, say in a few sentences what you did, what you checked and what is "
     "left."
 )
-_CANCEL_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +84,7 @@ def run_task(options: RunOptions) -> int:
     interrupted = False
     try:
         if options.branches == 1 and not options.as_json:
-            _follow(screen, sessions[0], watches[0])
+            follow(screen, sessions[0], watches[0])
         else:
             watch_live(screen, sessions, watches, quiet=options.as_json)
     except KeyboardInterrupt:
@@ -164,48 +163,10 @@ def _announce(screen: Screen, options: RunOptions, backend: str, workspace: Path
 # -- while it runs ----------------------------------------------------------------------------------------------------
 
 
-def _follow(screen: Screen, session: Session, seen: RunWatch) -> None:
-    """Print one run as it goes: text as it arrives, tool calls as they begin and end."""
-    streamed = False
-    for event in session.events():
-        seen.see(event)
-        match event:
-            case events.TurnStarted():
-                streamed = False
-            case events.TextDelta():
-                streamed = True
-                screen.write(event.text)
-            case events.MessageFinished():
-                if not streamed and event.text:
-                    screen.write(event.text)
-                screen.end_line()
-            case events.ToolStarted():
-                screen.line(("→ ", "cyan"), (describe_call(event), ""))
-            case events.ToolFinished():
-                ok, result = describe_result(event)
-                mark = ("✓ ", "green") if ok else ("✗ failed: ", "bold red")
-                screen.line("  ", mark, (f"{event.name}: {result}", "dim"))
-            case events.Retried():
-                screen.line((f"asks again in {event.delay_s:.1f} s: {redact_text(event.reason)}", "yellow"))
-            case _:
-                pass
-    screen.end_line()
-    _wait_until_done([session])
-
-
 def _cancel(sessions: Sequence[Session]) -> None:
     err().end_line()
     err().line("interrupted: stopping what runs (Ctrl-C again to leave at once)")
-    for session in sessions:
-        session.cancel("interrupted by Ctrl-C")
-    _wait_until_done(sessions)
-
-
-def _wait_until_done(sessions: Sequence[Session]) -> None:
-    deadline = time.monotonic() + _CANCEL_S
-    for session in sessions:
-        while not session.done and time.monotonic() < deadline:
-            time.sleep(0.005)
+    cancel_all(sessions)
 
 
 # -- afterwards -------------------------------------------------------------------------------------------------------

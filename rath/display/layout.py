@@ -16,6 +16,7 @@ __all__ = ["Layout", "layered"]
 
 N = TypeVar("N", bound=Hashable)
 _SWEEPS = 8
+_PLACINGS = 20
 # Beyond these the picture is a wall of boxes, and sweeps and invisible points would cost more than they give.
 _MAX_SWEPT_NODES = 3000
 _MAX_POINTS = 20_000
@@ -23,7 +24,7 @@ _MAX_POINTS = 20_000
 
 @dataclass(slots=True)
 class Layout(Generic[N]):
-    """Centres in abstract units: ``x`` in the unit of ``gap``, ``y`` in layers from 0.
+    """Centres: ``x`` in the unit of the widths, ``y`` in layers from 0. No box begins left of 0.
 
     Attributes:
         at: each node's centre.
@@ -36,21 +37,23 @@ class Layout(Generic[N]):
     layers: int = 0
 
 
-def layered(parents: Mapping[N, Sequence[N]], *, node_gap: float = 1.0, point_gap: float = 0.2) -> Layout[N]:
+def layered(parents: Mapping[N, Sequence[N]], widths: Mapping[N, float], *, gap: float) -> Layout[N]:
     """The layout of a graph given as node → parents, in an order in which parents stand before children.
 
     Args:
-        node_gap: least distance of two nodes' centres in one layer.
-        point_gap: the same for the invisible points of long edges.
+        widths: of the nodes' boxes.
+        gap: the least distance between two boxes of a layer, or between a box and an edge that passes.
     """
     if not parents:
         return Layout()
     graph = _Graph.of({node: [p for p in found if p in parents] for node, found in parents.items()})
     if len(graph.layer) <= _MAX_SWEPT_NODES:
         graph.order()
-    places = graph.places(node_gap, point_gap)
-    left = min(places)
-    layout: Layout[N] = Layout(width=max(places) - left, layers=len(graph.rows))
+    half = [widths[node] / 2 for node in parents] + [0.0] * (len(graph.layer) - len(parents))
+    places = graph.places(half, gap)
+    left = min(place - wide for place, wide in zip(places, half, strict=True))
+    right = max(place + wide for place, wide in zip(places, half, strict=True))
+    layout: Layout[N] = Layout(width=right - left, layers=len(graph.rows))
     names = list(parents)
     for index, name in enumerate(names):
         layout.at[name] = (places[index] - left, graph.layer[index])
@@ -144,35 +147,43 @@ class _Graph:
 
     # -- places -------------------------------------------------------------------------------------------------------
 
-    def places(self, node_gap: float, point_gap: float) -> list[float]:
+    def places(self, half: list[float], gap: float) -> list[float]:
+        """Each one's x: near its neighbours', in the order of its layer, with room for the boxes."""
         x = [0.0] * len(self.layer)
         offsets: list[list[float]] = []
         for row in self.rows:
-            offset, run = 0.0, []
-            for before, index in zip([None, *row], row, strict=False):
-                if before is not None:
-                    wide = (before < self.nodes) + (index < self.nodes)
-                    offset += (point_gap, (node_gap + point_gap) / 2, node_gap)[wide]
-                run.append(offset)
+            run = [0.0]
+            for before, index in zip(row, row[1:], strict=False):
+                run.append(run[-1] + half[before] + gap + half[index])
             offsets.append(run)
             for index, at in zip(row, run, strict=True):
-                x[index] = at - offset / 2
-        layers = range(len(self.rows))
-        for sweep in range(2 * _SWEEPS):
+                x[index] = at - run[-1] / 2
+        for sweep in range(_PLACINGS):
             downwards = sweep % 2 == 0
-            for layer in layers if downwards else reversed(layers):
+            # The last sweeps look both ways: a parent over the middle of its children, and they under it.
+            both = sweep >= _PLACINGS - 4
+            for layer in range(len(self.rows)) if downwards else reversed(range(len(self.rows))):
                 row = self.rows[layer]
-                # The last two sweeps look both ways, which centres a parent over its children and a child under its parents.
-                both = sweep >= 2 * _SWEEPS - 4
-                wanted = []
+                wanted, weights = [], []
                 for index in row:
                     near = self.up[index] if downwards else self.down[index]
-                    if both:
-                        near = [*self.up[index], *self.down[index]]
-                    wanted.append(_mean((x[n] for n in near), x[index]))
-                for index, at in zip(row, _fitted(wanted, offsets[layer]), strict=True):
+                    at, weight = self._pull(index, [*self.up[index], *self.down[index]] if both else near, x)
+                    wanted.append(at)
+                    weights.append(weight)
+                for index, at in zip(row, _fitted(wanted, weights, offsets[layer]), strict=True):
                     x[index] = at
         return x
+
+    def _pull(self, index: int, near: list[int], x: list[float]) -> tuple[float, float]:
+        """Where its neighbours want it, and how strongly: points of one edge hold together, so that it runs straight."""
+        if not near:
+            return x[index], 0.1
+        total = weight = 0.0
+        for other in near:
+            strength = 8.0 if index >= self.nodes and other >= self.nodes else 1.0
+            total += strength * x[other]
+            weight += strength
+        return total / weight, weight
 
 
 def _layers(up: list[list[int]]) -> list[int]:
@@ -194,14 +205,14 @@ def _mean(values: Iterable[float], default: float) -> float:
     return sum(found) / len(found) if found else default
 
 
-def _fitted(wanted: list[float], offsets: list[float]) -> list[float]:
-    """Places nearest to ``wanted`` (least squares) with at least the given distances, by pooling adjacent violators."""
-    blocks: list[tuple[float, int]] = []
-    for at, offset in zip(wanted, offsets, strict=True):
-        total, size = at - offset, 1
-        while blocks and blocks[-1][0] / blocks[-1][1] > total / size:
-            more, members = blocks.pop()
-            total, size = total + more, size + members
-        blocks.append((total, size))
-    levels = [total / size for total, size in blocks for _ in range(size)]
+def _fitted(wanted: list[float], weights: list[float], offsets: list[float]) -> list[float]:
+    """Places nearest to ``wanted`` (weighted least squares) at the least distances, by pooling adjacent violators."""
+    blocks: list[tuple[float, float, int]] = []
+    for at, weight, offset in zip(wanted, weights, offsets, strict=True):
+        total, mass, size = (at - offset) * weight, weight, 1
+        while blocks and blocks[-1][0] / blocks[-1][1] > total / mass:
+            more, heavier, members = blocks.pop()
+            total, mass, size = total + more, mass + heavier, size + members
+        blocks.append((total, mass, size))
+    levels = [total / mass for total, mass, size in blocks for _ in range(size)]
     return [level + offset for level, offset in zip(levels, offsets, strict=True)]

@@ -13,10 +13,11 @@ from rath.session.graph.lineage import LineageNode
 
 __all__ = ["lineage_svg", "short_id", "summary"]
 
-_WIDE, _HIGH = 178, 50
-_COLUMN, _ROW = _WIDE + 26, _HIGH + 44
-_POINT = 30
+_WIDE, _NARROW, _HIGH = 192, 124, 50
+_GAP, _ROW = 24, _HIGH + 44
 _MARGIN = 16
+# Where a graph is too wide for its page it shrinks, but not below this, or nobody could read it: then it scrolls.
+_LEAST_SCALE = 0.72
 _MAX_NODES = 5000
 _INSTRUCTED = frozenset({LineageKind.OP_SESSION_LOOP, LineageKind.OP_SESSION_COMPRESS})
 _FAMILY = {
@@ -67,8 +68,8 @@ def lineage_svg(nodes: Sequence[LineageNode], *, marked: Iterable[UUID] = ()) ->
     shown = list(nodes)[-_MAX_NODES:]
     if not shown:
         return _document([], 220, 40, "An empty lineage", '<text class="s" x="16" y="25">no sessions</text>')
-    layout = layered({node.id: node.parents for node in shown}, node_gap=_COLUMN, point_gap=_POINT)
-    width = layout.width + _WIDE + 2 * _MARGIN
+    layout = layered({node.id: node.parents for node in shown}, {node.id: _wide(node) for node in shown}, gap=_GAP)
+    width = layout.width + 2 * _MARGIN
     height = (layout.layers - 1) * _ROW + _HIGH + 2 * _MARGIN
     note = ""
     if len(shown) < len(nodes):
@@ -98,23 +99,28 @@ def summary(node: LineageNode) -> str:
 def _document(parts: list[str], width: float, height: float, title: str, note: str) -> str:
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" class="rl" role="img" width="{width:.0f}" height="{height:.0f}" '
-        f'viewBox="0 0 {width:.0f} {height:.0f}"><title>{escape(title)}</title><style>{_STYLE}</style>'
+        f'style="min-width:{_LEAST_SCALE * width:.0f}px" viewBox="0 0 {width:.0f} {height:.0f}"><title>{escape(title)}</title><style>{_STYLE}</style>'
         '<defs><marker id="rl-tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto">'
         f'<path class="h" d="M0 .8 7.4 4 0 7.2z"/></marker></defs>{note}{"".join(parts)}</svg>'
     )
 
 
+def _wide(node: LineageNode) -> int:
+    return _WIDE if node.kind in _FAMILY else _NARROW
+
+
 def _box(node: LineageNode, at: tuple[float, int], marked: bool) -> str:
-    x, y = at[0] + _MARGIN, at[1] * _ROW + _MARGIN
+    wide = _wide(node)
+    x, y = at[0] + _MARGIN - wide / 2, at[1] * _ROW + _MARGIN
     status = node.status if node.status in _ICONS else "unknown"
     classes = f"{_FAMILY.get(node.kind, 'leaf')} {status}{' marked' if marked else ''}"
     round_ = 9 if node.kind in _FAMILY else _HIGH / 2
     return (
         f'<g class="{classes}" transform="translate({x:.1f} {y:.1f})"><title>{escape(_tooltip(node))}</title>'
-        f'<rect class="b" width="{_WIDE}" height="{_HIGH}" rx="{round_:g}"/>'
+        f'<rect class="b" width="{wide}" height="{_HIGH}" rx="{round_:g}"/>'
         f'<g transform="translate(13 17)">{_ICONS[status]}</g>'
-        f'<text x="38" y="22">{escape(fit(node.label or node.operator or "session", 18))}</text>'
-        f'<text class="s" x="38" y="38">{escape(fit(_second_line(node), 27))}</text></g>'
+        f'<text x="38" y="22">{escape(fit(node.label or node.operator or "session", wide // 11))}</text>'
+        f'<text class="s" x="38" y="38">{escape(fit(_second_line(node), wide // 8))}</text></g>'
     )
 
 
@@ -134,12 +140,11 @@ def _tooltip(node: LineageNode) -> str:
 
 def _edge(parent: LineageNode, child: LineageNode, layout: Layout[UUID]) -> str:
     (x0, row0), (x1, row1) = layout.at[parent.id], layout.at[child.id]
-    middle = _WIDE / 2 + _MARGIN
-    points = [(x0 + middle, row0 * _ROW + _MARGIN + _HIGH)]
+    points = [(x0 + _MARGIN, row0 * _ROW + _MARGIN + _HIGH)]
     # A long edge passes its layers upright, so that it does not cut a corner through a box.
     for x, row in layout.routes[parent.id, child.id]:
-        points += [(x + middle, row * _ROW + _MARGIN), (x + middle, row * _ROW + _MARGIN + _HIGH)]
-    points.append((x1 + middle, row1 * _ROW + _MARGIN - 1))
+        points += [(x + _MARGIN, row * _ROW + _MARGIN), (x + _MARGIN, row * _ROW + _MARGIN + _HIGH)]
+    points.append((x1 + _MARGIN, row1 * _ROW + _MARGIN - 1))
     path = f"M{points[0][0]:.1f} {points[0][1]:.1f}"
     for index, ((ax, ay), (bx, by)) in enumerate(zip(points, points[1:], strict=False)):
         if index % 2:

@@ -268,19 +268,13 @@ def _flatten(table: ChunkTable) -> tuple[ChunkRow, ...]:
     stack: list[ChunkTable | tuple[ChunkRow, ...]] = [table]
     while stack:  # last run first
         item = stack.pop()
-        if isinstance(item, tuple):
-            runs.append(item)
-            continue
-        flat = _flat_rows(item)
+        flat = item if isinstance(item, tuple) else _flat_rows(item)
         if flat is not None:
             runs.append(flat)
-            continue
-        parent, tail = item._parent, item._tail  # type: ignore[union-attr]
-        if parent is None:
-            runs.append(tail)
-        else:
-            stack.append(parent)
-            stack.append(tail)
+        elif isinstance(item, ChunkTable):
+            if item._parent is not None:
+                stack.append(item._parent)
+            stack.append(_own_rows(item))
     return tuple(row for run in reversed(runs) for row in run)
 
 

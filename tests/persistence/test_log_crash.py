@@ -132,9 +132,9 @@ def test_a_trailer_that_does_not_fit_leaves_the_log_open(tmp_path: Path) -> None
     assert not lock_file(writer.path).exists()
 
 
-def fill(writer: SessionWriter) -> None:
-    """Write rows until it fails, or there are 2,000."""
-    while writer.chunks_written < 2000:
+def fill(writer: SessionWriter, rows: int = 2000) -> None:
+    """Write rows until it fails, or there are so many."""
+    while writer.chunks_written < rows:
         writer.write_chunk(writer.chunks_written, user_text_chunk("x" * 4000))
 
 
@@ -362,8 +362,7 @@ def test_ctrl_c_while_writing_leaves_a_log_that_loads(tmp_path: Path) -> None:
     timer.start()
     try:
         with pytest.raises(KeyboardInterrupt):
-            while True:
-                fill(writer)
+            fill(writer, 10**9)
     finally:
         timer.cancel()
         writer.abandon()

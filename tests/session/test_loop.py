@@ -137,6 +137,23 @@ def test_stamping_off_leaves_no_parents():
     assert out.synchronize().lineage_kind is LineageKind.UNKNOWN
 
 
+def test_every_request_has_all_rows_so_far():
+    client = ScriptedClient([calls(call("record", "c1")), calls(call("record", "c2")), "done"], record=True)
+    seen = []
+
+    class Look(Recorder):
+        def __call__(self, session, arguments):
+            seen.append([r.kind.value for r in session.chunk_table])
+
+    loop(client.as_provider(), tools=[Look("record")]).synchronize()
+    assert [[m.role for m in r.messages] for r in client.requests] == [
+        ["system", "user"],
+        ["system", "user", "assistant", "tool"],
+        ["system", "user", "assistant", "tool", "assistant", "tool"],
+    ]
+    assert seen == [["user", "assistant"], ["user", "assistant", "tool_result", "assistant"]]
+
+
 def test_usage_is_the_sum_of_this_runs_completions():
     usage = {"prompt_tokens": 5, "completion_tokens": 2, "total_tokens": 7}
     out = loop(scripted(calls(call("record"), usage=usage), {"text": "done", "usage": usage}), tools=[Recorder()])

@@ -123,6 +123,18 @@ def test_extend_leaves_the_original_and_branches_do_not_see_each_other():
     assert left.concat(right).rows == left.rows + right.rows
 
 
+def test_a_view_of_a_growing_list_keeps_its_length():
+    base, growing = ChunkTable(rows(2)), list(rows(3, "new"))
+    view = ChunkTable.growing(base, growing)
+    longer = view.extend(user_text_chunk("after"))
+    growing.extend(rows(5, "later"))
+    assert view.rows == base.rows + tuple(growing[:3])
+    assert [r.text for r in longer][-2:] == ["new 2", "after"]
+    fresh = ChunkTable.growing(base, growing)
+    assert fresh.digest == ChunkTable(fresh.rows).digest
+    assert ChunkTable.growing(base, []) is base
+
+
 def test_append_is_constant_time_whatever_the_length():
     row = user_text_chunk("x")
     small, large = ChunkTable(rows(10)), ChunkTable(rows(10) * 10_000)

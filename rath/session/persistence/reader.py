@@ -178,10 +178,11 @@ def scan_log(path: Path) -> LogScan:
     """
     with open_log(path) as file:
         scanner: Scanner | LegacyScanner | None = None
+        end = os.fstat(file.fileno()).st_size
         number = offset = 0  # of the line at hand
         line = b""
         try:
-            for lines, ended in read_lines(file):
+            for lines, ended in read_lines(file, end):
                 if not ended:
                     return _cut_off(path, scanner, number, offset)
                 for line in lines:
@@ -196,7 +197,7 @@ def scan_log(path: Path) -> LogScan:
                 return _cut_off(path, None, 0, 0)
             return scanner.finish()
         except BadLine as error:
-            finding = judge_line(line, number, offset, error, file)
+            finding = judge_line(line, number, offset, error, file, end)
     if scanner is None:
         raise damaged(path, finding)
     scan = scanner.finish() if finding.verdict == "torn" else scanner.scan

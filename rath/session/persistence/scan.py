@@ -66,15 +66,20 @@ class LogScan:
         return "open" if self.trailer is None else "complete"
 
 
-def read_lines(file: BinaryIO) -> Iterator[tuple[list[bytes], bool]]:
+def read_lines(file: BinaryIO, end: int) -> Iterator[tuple[list[bytes], bool]]:
     """Lists of lines, newlines removed, and whether a newline ended them; the unended rest comes last, alone.
+
+    Args:
+        end: how far to read. A log may grow faster than it is read, so its size is taken once.
 
     Raises:
         BadLine: a line is longer than :data:`MAX_LINE_BYTES`; no more than that was read of it.
     """
     parts: list[bytes] = []
     size = 0
-    while block := file.read(_BLOCK):
+    left = end - file.tell()
+    while left > 0 and (block := file.read(min(left, _BLOCK))):
+        left -= len(block)
         lines = block.split(b"\n")
         size += len(lines[0])
         if size > MAX_LINE_BYTES:
@@ -246,19 +251,19 @@ def _result_row(line: bytes) -> ChunkRow | None:
         return None
 
 
-def judge_line(bad: bytes, number: int, offset: int, error: BadLine, file: BinaryIO) -> Finding:
+def judge_line(bad: bytes, number: int, offset: int, error: BadLine, file: BinaryIO, end: int) -> Finding:
     """The verdict on a log whose line ``number`` (from 0) is the first bad one.
 
     Args:
         bad: the line; ``offset`` is where it begins.
         error: what is wrong with it.
-        file: the log; it is read again, before and after the line.
+        file: the log up to ``end``; it is read again, before and after the line.
     """
     found = Finding("damaged", str(error), number + 1, offset)
     try:
-        if _continues_earlier(bad, number, file):
+        if _continues_earlier(bad, number, file, end):
             found.reason = "two writers: a second record continues an earlier one"
-        elif _valid_after(bad, offset, file):
+        elif _valid_after(offset, file, end):
             found.reason += "; whole records follow"
         elif b"\0" in bad:
             # What a file system leaves of blocks that it had promised and never wrote.
@@ -268,7 +273,7 @@ def judge_line(bad: bytes, number: int, offset: int, error: BadLine, file: Binar
     return found
 
 
-def _continues_earlier(bad: bytes, number: int, file: BinaryIO) -> bool:
+def _continues_earlier(bad: bytes, number: int, file: BinaryIO, end: int) -> bool:
     """Whether the line is a record that is valid on the chain of a record before the last one."""
     h = sealed_hash(bad)
     if h is None:
@@ -284,25 +289,25 @@ def _continues_earlier(bad: bytes, number: int, file: BinaryIO) -> bool:
         previous = str(record.get("epoch")).encode("utf-8", "replace")
     else:
         # Every line before the bad one is in its place: line n has seq n.
-        before = _line_at(file, seq - 1)
+        before = _line_at(seq - 1, file, end)
         previous = sealed_hash(before) or b""
     return chain_hash(previous, bad[:-SEAL_LENGTH]) == h
 
 
-def _line_at(file: BinaryIO, number: int) -> bytes:
+def _line_at(number: int, file: BinaryIO, end: int) -> bytes:
     file.seek(0)
-    for lines, _ in read_lines(file):
+    for lines, _ in read_lines(file, end):
         if number < len(lines):
             return lines[number]
         number -= len(lines)
     return b""
 
 
-def _valid_after(bad: bytes, offset: int, file: BinaryIO) -> bool:
+def _valid_after(offset: int, file: BinaryIO, end: int) -> bool:
     """Whether a whole record after the bad line continues the line before it."""
     file.seek(offset)
     previous: bytes | None = None  # what the line before says its hash is; nothing is before the first
-    for lines, ended in read_lines(file):
+    for lines, ended in read_lines(file, end):
         for line in lines:
             h = sealed_hash(line) if ended else None
             if h is not None and previous is not None and chain_hash(previous, line[:-SEAL_LENGTH]) == h:

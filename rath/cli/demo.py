@@ -1,0 +1,412 @@
+"""``rath demo``: three agents fix a real failing test in overlapping branches.
+
+What the agents say is scripted; every tool call runs, and which branch wins is decided by running the tests in it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from rath.backend.types import BackendSandboxSpec, CommandResult, WorkspaceDiff
+from rath.cli.console import Screen, Trouble, err, out
+from rath.cli.demo_agents import BRANCHES, OPENING, DemoAgent, copy_project, scripted
+from rath.cli.progress import RunWatch, cancel_all, follow, watch_live
+from rath.core.home import openrath_home
+from rath.core.redact import redact_text
+from rath.display.html import Section, html_page
+from rath.display.svg import lineage_svg
+from rath.display.text import count, duration
+from rath.display.tree import lineage_tree
+from rath.flow.agent import Agent
+from rath.flow.tool.builtin import flow_tool_command_run
+from rath.flow.tool.edit import coding_tools
+from rath.session.compress import run_session_compress
+from rath.session.graph.lineage import LineageNode, collect, total_usage
+from rath.session.persistence.paths import session_file
+from rath.session.primitives import create_system_session, create_user_session
+from rath.session.session import Session
+
+__all__ = ["run_demo"]
+
+_TASK = "The tests of this project fail. Find out why, and mend it."
+_HONEST = (
+    "The agents are scripted: what they say was written beforehand. Every tool call is real. It runs on this machine "
+    "itself, in `local`, which has no isolation: only `rath demo`, whose commands are known, chooses that for you."
+)
+_TESTS_S = 60.0
+_SUMMARY_LATENCY_S = 0.3
+
+
+@dataclass(frozen=True, slots=True)
+class TestRun:
+    """What the project's tests said in one workspace, when the demo itself ran them there."""
+
+    __test__ = False  # pytest, it is none of yours
+
+    ran: int
+    failed: int
+    exit_code: int
+    touched: tuple[str, ...] = ()
+
+    @property
+    def passed(self) -> bool:
+        """Whether all tests passed and are still the project's own."""
+        return self.exit_code == 0 and self.ran > 0 and self.failed == 0 and not self.touched
+
+    def __str__(self) -> str:
+        if self.touched:
+            return f"changed the tests ({', '.join(self.touched)}), so they prove nothing"
+        if self.passed:
+            return f"all {count(self.ran, 'test')} pass"
+        return f"{self.failed} of {count(self.ran, 'test')} fail{'s' if self.failed == 1 else ''}"
+
+
+@dataclass(frozen=True, slots=True)
+class Branch:
+    """One agent's attempt, when it is over."""
+
+    agent: DemoAgent
+    session: Session
+    seen: RunWatch
+    tests: TestRun
+    diff: WorkspaceDiff
+
+
+@dataclass(frozen=True, slots=True)
+class Story:
+    """Everything that happened, for the screen, the page and JSON alike."""
+
+    opening: Session
+    opened: RunWatch
+    before: TestRun
+    branches: tuple[Branch, ...]
+    winner: Branch | None
+    merged: Session
+    summary: Session
+    nodes: list[LineageNode]
+
+    @property
+    def wall_s(self) -> float:
+        """From the first branch's start to the last one's end, by their events."""
+        return max(b.seen.ended or 0.0 for b in self.branches) - min(b.seen.began or 0.0 for b in self.branches)
+
+    @property
+    def sum_s(self) -> float:
+        """The branches' times added up: what they take one after the other."""
+        return sum(b.seen.seconds for b in self.branches)
+
+    @property
+    def logs(self) -> list[Path]:
+        runs = [self.opening, *(branch.session for branch in self.branches), self.summary]
+        return [session_file(session.id) for session in runs]
+
+
+def run_demo(*, keep: Path | None, speed: float, as_json: bool) -> int:
+    """Run the demo; 0 only if the tests pass in the branch that won."""
+    screen = out()
+    results = _results_directory(keep)
+    try:
+        with _workspace() as directory:
+            story = _play(screen, directory, speed, quiet=as_json)
+            paths = _write_results(story, results)
+            if as_json:
+                screen.json(_as_json(story, paths))
+            else:
+                _show(screen, story, paths)
+    except _Interrupted as stop:
+        err().line(f"interrupted; logs so far: {', '.join(map(str, stop.logs)) or 'none'}")
+        return 130
+    if story.winner is None:
+        err().line(("error: ", "bold red"), "in no branch do the tests pass; the page has the transcripts")
+        return 1
+    return 0
+
+
+class _Interrupted(Exception):
+    def __init__(self, logs: list[Path]) -> None:
+        super().__init__("interrupted")
+        self.logs = logs
+
+
+def _results_directory(keep: Path | None) -> Path:
+    if keep is None:
+        results = openrath_home() / "demo" / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    else:
+        results = keep.expanduser().absolute()
+    try:
+        results.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise Trouble(
+            f"cannot make {results} for the results: {error.strerror or error}. Set OPENRATH_HOME, or name another "
+            "place with --keep",
+            code=1,
+        ) from error
+    return results
+
+
+@contextmanager
+def _workspace() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="rath-demo-", ignore_cleanup_errors=True) as directory:
+        copy_project(Path(directory))
+        yield Path(directory)
+
+
+# -- what happens -----------------------------------------------------------------------------------------------------
+
+
+def _play(screen: Screen, directory: Path, speed: float, *, quiet: bool) -> Story:
+    runs: list[Session] = []
+    try:
+        return _acts(screen, directory, speed, runs, quiet=quiet)
+    except KeyboardInterrupt:
+        cancel_all(runs)
+        raise _Interrupted([log for run in runs if (log := session_file(run.id)).exists()]) from None
+
+
+def _acts(screen: Screen, directory: Path, speed: float, runs: list[Session], *, quiet: bool) -> Story:
+    say = _Narrator(screen, quiet)
+    say.title()
+    task = create_user_session(_TASK).to("local", spec=_spec(directory))
+
+    say.act(1, "One agent reproduces the failure.")
+    opening = _agent(OPENING, speed)(task)
+    runs.append(opening)
+    opened = RunWatch(OPENING.name)
+    if quiet:
+        watch_live(screen, [opening], [opened], quiet=True)
+    else:
+        follow(screen, opening, opened)
+    opening.synchronize()
+    before = _run_tests(opening)
+    if before.passed or before.ran == 0:
+        raise Trouble(f"the demo's project should have failing tests here, but: {before}", code=1)
+
+    say.act(2, "Three forks of that session, each with its own copy of the workspace, at the same time.")
+    forks = [opening.fork(sandbox="copy") for _ in BRANCHES]
+    attempts = [_agent(agent, speed)(fork) for agent, fork in zip(BRANCHES, forks, strict=True)]
+    runs += attempts
+    watches = [RunWatch(agent.name) for agent in BRANCHES]
+    watch_live(screen, attempts, watches, quiet=quiet)
+    branches = tuple(_judged(agent, s, w) for agent, s, w in zip(BRANCHES, attempts, watches, strict=True))
+    winner = _winner(branches)
+    say.verdicts(branches, winner)
+
+    say.act(4, "The branches are merged, and an agent sums up what was found.")
+    first = winner or branches[0]
+    merged = first.session
+    merges = []
+    for branch in branches:
+        if branch is not first:
+            merged = merged.merge(branch.session)
+            merges.append(merged)
+    summariser = create_system_session("Sum up what the branches found.")
+    provider = scripted([_findings(branches, winner)], latency_s=_SUMMARY_LATENCY_S / speed)
+    summary = run_session_compress(merged, summariser, agent_provider=provider, persist=True)
+    runs.append(summary)
+    summary.synchronize()
+    say.summary(summary)
+
+    labels = {
+        task.id: "task",
+        opening.id: OPENING.name,
+        summariser.id: "instructions",
+        summary.id: "findings",
+        **{branch.session.id: branch.agent.name for branch in branches},
+    }
+    nodes = collect([task, opening, *forks, *attempts, *merges, summariser, summary], labels=labels)
+    return Story(opening, opened, before, branches, winner, merged, summary, nodes)
+
+
+def _agent(agent: DemoAgent, speed: float) -> Agent:
+    return Agent(agent.prompt, agent.provider(speed), coding_tools(), max_tool_rounds=12, persist=True)
+
+
+def _spec(directory: Path) -> BackendSandboxSpec:
+    # The Python that runs rath is there for sure; one on the PATH may not be, or be an old one.
+    path = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)))
+    return BackendSandboxSpec(working_dir=str(directory), env={"PATH": path, "PYTHONDONTWRITEBYTECODE": "1"})
+
+
+def _judged(agent: DemoAgent, session: Session, seen: RunWatch) -> Branch:
+    error = session.exception()
+    if error is not None:
+        raise error
+    diff = session.workspace_diff()
+    touched = tuple(p for p in (*diff.added, *diff.removed, *diff.modified) if p.startswith("tests/"))
+    return Branch(agent, session, seen, _run_tests(session, touched), diff)
+
+
+def _run_tests(session: Session, touched: tuple[str, ...] = ()) -> TestRun:
+    """Run the project's tests in the session's own sandbox: what an agent says of them counts for nothing."""
+    result = flow_tool_command_run(session, [sys.executable, "-B", "-m", "unittest"], timeout=_TESTS_S)
+    if not isinstance(result, CommandResult):
+        raise Trouble(f"the tests could not be run: {result}", code=1)
+    said = result.stderr.decode("utf-8", "replace")
+    ran = re.search(r"^Ran (\d+) tests?\b", said, re.MULTILINE)
+    failed = re.search(r"^FAILED \((.*)\)$", said, re.MULTILINE)
+    numbers = re.findall(r"(?:failures|errors)=(\d+)", failed[1]) if failed else []
+    return TestRun(int(ran[1]) if ran else 0, sum(map(int, numbers)), result.exit_code, touched)
+
+
+def _winner(branches: Sequence[Branch]) -> Branch | None:
+    passing = [branch for branch in branches if branch.tests.passed]
+    return min(passing, key=lambda branch: (branch.seen.tokens, branch.seen.turn), default=None)
+
+
+def _findings(branches: Sequence[Branch], winner: Branch | None) -> str:
+    lines = [f"- {branch.agent.name} ({branch.tests}): {branch.seen.text}" for branch in branches]
+    verdict = "No branch mended it." if winner is None else f"Take the change of “{winner.agent.name}”."
+    return "\n".join([*lines, verdict])
+
+
+# -- what is shown ----------------------------------------------------------------------------------------------------
+
+
+class _Narrator:
+    def __init__(self, screen: Screen, quiet: bool) -> None:
+        self._screen = screen
+        self._quiet = quiet
+
+    def _line(self, *parts: Any) -> None:
+        if not self._quiet:
+            self._screen.line(*parts)
+
+    def title(self) -> None:
+        self._line(("rath demo", "bold"), ": three agents and a test that fails")
+        self._line((_HONEST, "dim"))
+
+    def act(self, number: int, text: str) -> None:
+        self._line()
+        self._line((f"{number}  ", "bold cyan"), (text, "bold"))
+
+    def verdicts(self, branches: Sequence[Branch], winner: Branch | None) -> None:
+        self.act(3, "The tests decide: rath runs them in each branch's workspace.")
+        for branch in branches:
+            mark = ("✓ ", "green") if branch.tests.passed else ("✗ ", "red")
+            cost = f"  {count(branch.seen.turn, 'turn')}, {branch.seen.tokens:,} tokens"
+            won = ("  ← taken: passes with the fewest tokens", "green") if branch is winner else ""
+            self._line(mark, f"{branch.agent.name:11} ", str(branch.tests), (cost, "dim"), won)
+
+    def summary(self, summary: Session) -> None:
+        self._line(summary.chunk_table[0].text or "")
+
+
+def _show(screen: Screen, story: Story, paths: dict[str, Path]) -> None:
+    _heading(screen, "Lineage")
+    for line in lineage_tree(story.nodes).splitlines():
+        screen.line(line)
+    if story.winner is not None:
+        _heading(screen, "The fix")
+        screen.diff(story.winner.diff.text)
+    _heading(screen, "Results")
+    usage = total_usage(story.nodes)
+    screen.line(("time    ", "dim"), f"three branches in {duration(story.wall_s)}; one after the other: {duration(story.sum_s)}")
+    if usage is not None:
+        screen.line(("tokens  ", "dim"), f"{usage.total_tokens:,} (estimated at four characters each)")
+    for name, path in paths.items():
+        screen.line((f"{name:8}", "dim"), str(path))
+    for place, log in enumerate(story.logs):
+        screen.line(("logs    " if place == 0 else "        ", "dim"), str(log))
+    last = story.winner or story.branches[0]
+    screen.line()
+    screen.line("Look at one: ", (f"rath sessions show {last.session.id.hex[:8]}", "bold"))
+
+
+def _heading(screen: Screen, text: str) -> None:
+    screen.line()
+    screen.line((text, "bold cyan"))
+
+
+def _write_results(story: Story, results: Path) -> dict[str, Path]:
+    """The page, the graph, the patch, and the project that it applies to."""
+    copy_project(results / "project")
+    paths = {"page": results / "index.html", "graph": results / "lineage.svg", "project": results / "project"}
+    marked = [] if story.winner is None else [story.winner.session.id]
+    paths["page"].write_text(_page(story, marked), encoding="utf-8")
+    paths["graph"].write_text(lineage_svg(story.nodes, marked=marked), encoding="utf-8")
+    if story.winner is not None:
+        paths["patch"] = results / "fix.patch"
+        paths["patch"].write_text(redact_text(story.winner.diff.text), encoding="utf-8", newline="\n")
+    return paths
+
+
+def _page(story: Story, marked: Sequence[Any]) -> str:
+    winner = story.winner
+    usage = total_usage(story.nodes)
+    facts = [
+        ("before", str(story.before)),
+        *((branch.agent.name, str(branch.tests)) for branch in story.branches),
+        ("taken", "nothing" if winner is None else f"{winner.agent.name}: it passes with the fewest tokens"),
+        ("time", f"three branches in {duration(story.wall_s)}; one after the other: {duration(story.sum_s)}"),
+        ("tokens", "none" if usage is None else f"{usage.total_tokens:,} (estimated at four characters each)"),
+    ]
+    sections = [_section(story.opening, OPENING.name, story.opened)]
+    for branch in story.branches:
+        notes = (f"The tests, run by rath in this branch's workspace: {branch.tests}.",)
+        sections.append(_section(branch.session, branch.agent.name, branch.seen, notes, branch.diff.text))
+    sections.append(_section(story.summary, "findings", None))
+    return html_page(
+        "rath demo: three agents and a test that fails",
+        intro=(_HONEST,),
+        facts=facts,
+        nodes=story.nodes,
+        marked=marked,
+        diff=None if winner is None else (f"The fix, by “{winner.agent.name}”", winner.diff.text),
+        sections=sections,
+    )
+
+
+def _section(
+    session: Session, title: str, seen: RunWatch | None, notes: tuple[str, ...] = (), diff: str = ""
+) -> Section:
+    return Section(
+        session.id,
+        title,
+        session.partial,
+        status=session.status,
+        usage=session.cumulative_usage,
+        wall_s=None if seen is None else seen.seconds,
+        notes=notes,
+        log=str(session_file(session.id)),
+        diff=diff,
+    )
+
+
+def _as_json(story: Story, paths: dict[str, Path]) -> dict[str, Any]:
+    return {
+        "ok": story.winner is not None,
+        "agents": "scripted",
+        "backend": "local",
+        "before": {"ran": story.before.ran, "failed": story.before.failed},
+        "branches": [
+            {
+                "name": branch.agent.name,
+                "session_id": str(branch.session.id),
+                "passed": branch.tests.passed,
+                "tests": {"ran": branch.tests.ran, "failed": branch.tests.failed},
+                "turns": branch.seen.turn,
+                "tool_calls": branch.seen.tools,
+                "total_tokens": branch.seen.tokens,
+                "seconds": round(branch.seen.seconds, 3),
+                "says": branch.seen.text,
+                "diff": branch.diff.text,
+                "log": str(session_file(branch.session.id)),
+            }
+            for branch in story.branches
+        ],
+        "winner": None if story.winner is None else story.winner.agent.name,
+        "findings": story.summary.chunk_table[0].text,
+        "wall_s": round(story.wall_s, 3),
+        "sum_s": round(story.sum_s, 3),
+        "logs": [str(log) for log in story.logs],
+        **{name: str(path) for name, path in paths.items()},
+    }
