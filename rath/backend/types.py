@@ -16,7 +16,7 @@ from datetime import timedelta
 from enum import Enum
 from types import TracebackType
 from typing import Any, ClassVar, Self
-from weakref import ReferenceType, WeakSet
+from weakref import ReferenceType, WeakValueDictionary
 
 from rath.backend.calls import (
     BackendTool,
@@ -127,7 +127,8 @@ class References:
         self.lock = threading.RLock()
 
 
-_all: WeakSet[BackendSandbox] = WeakSet()
+# By identity: a backend's own dataclass may not be hashable.
+_all: WeakValueDictionary[int, _Held] = WeakValueDictionary()
 _all_lock = threading.RLock()
 
 
@@ -151,7 +152,7 @@ class _Held:
         self._broken = ""
         self._closing = None
         with _all_lock:
-            _all.add(self)  # type: ignore[arg-type]  # nothing but BackendSandbox derives from this
+            _all[id(self)] = self
         return self
 
 
@@ -287,16 +288,16 @@ def close_unheld(sandbox: BackendSandbox, *, block: bool) -> None:
 def open_sandboxes() -> list[BackendSandbox]:
     """Every sandbox that this process opened and has not closed."""
     with _all_lock:
-        known = list(_all)
+        known = list(_all.values())
     pid = os.getpid()
-    return [sandbox for sandbox in known if not sandbox.closed and sandbox._pid == pid]
+    return [box for box in known if isinstance(box, BackendSandbox) and not box.closed and box._pid == pid]
 
 
 def _reset_in_child() -> None:
     """A forked child has no threads but one: locks that others held, and calls that were under way, are gone."""
     global _all_lock
     _all_lock = threading.RLock()
-    for sandbox in list(_all):
+    for sandbox in list(_all.values()):
         sandbox.references.lock = threading.RLock()
         sandbox.gate.reset()
 

@@ -218,9 +218,8 @@ def _acts(screen: Screen, directory: Path, speed: float, runs: list[Session], *,
     labels = {
         task.id: "task",
         opening.id: OPENING.name,
-        summariser.id: "instructions",
         summary.id: "findings",
-        **{branch.session.id: branch.agent.name for branch in branches},
+        **{b.session.id: f"{b.agent.name}: {'pass' if b.tests.passed else 'fail'}" for b in branches},
     }
     nodes = collect([task, opening, *forks, *attempts, *merges, summariser, summary], labels=labels)
     return Story(opening, opened, before, branches, winner, merged, summary, nodes)
@@ -290,11 +289,12 @@ class _Narrator:
 
     def verdicts(self, branches: Sequence[Branch], winner: Branch | None) -> None:
         self.act(3, "The tests decide: rath runs them in each branch's workspace.")
+        wide = max(len(str(branch.tests)) for branch in branches)
         for branch in branches:
             mark = ("✓ ", "green") if branch.tests.passed else ("✗ ", "red")
             cost = f"  {count(branch.seen.turn, 'turn')}, {branch.seen.tokens:,} tokens"
             won = ("  ← taken: passes with the fewest tokens", "green") if branch is winner else ""
-            self._line(mark, f"{branch.agent.name:11} ", str(branch.tests), (cost, "dim"), won)
+            self._line(mark, f"{branch.agent.name:11} {branch.tests!s:{wide}}", (cost, "dim"), won)
 
     def summary(self, summary: Session) -> None:
         self._line(summary.chunk_table[0].text or "")
@@ -352,11 +352,12 @@ def _page(story: Story, marked: Sequence[Any]) -> str:
     sections = [_section(story.opening, OPENING.name, story.opened)]
     for branch in story.branches:
         notes = (f"The tests, run by rath in this branch's workspace: {branch.tests}.",)
-        sections.append(_section(branch.session, branch.agent.name, branch.seen, notes, branch.diff.text))
+        shared = len(story.opening.chunk_table)
+        sections.append(_section(branch.session, branch.agent.name, branch.seen, notes, branch.diff.text, shared))
     sections.append(_section(story.summary, "findings", None))
     return html_page(
         "rath demo: three agents and a test that fails",
-        intro=(_HONEST,),
+        intro=(_HONEST.replace("`", ""),),
         facts=facts,
         nodes=story.nodes,
         marked=marked,
@@ -366,12 +367,18 @@ def _page(story: Story, marked: Sequence[Any]) -> str:
 
 
 def _section(
-    session: Session, title: str, seen: RunWatch | None, notes: tuple[str, ...] = (), diff: str = ""
+    session: Session,
+    title: str,
+    seen: RunWatch | None,
+    notes: tuple[str, ...] = (),
+    diff: str = "",
+    inherited: int = 0,
 ) -> Section:
     return Section(
         session.id,
         title,
         session.partial,
+        inherited=inherited,
         status=session.status,
         usage=session.cumulative_usage,
         wall_s=None if seen is None else seen.seconds,

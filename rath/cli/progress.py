@@ -105,10 +105,11 @@ def describe_call(event: events.ToolStarted) -> str:
     return f"{event.name} {redact_text(short_arguments(event.arguments, 70))}".strip()
 
 
-def describe_result(event: events.ToolFinished) -> tuple[bool, str]:
-    """Whether the call succeeded, and what came of it, with its time."""
-    summary = view_result(event.body).summary
-    return event.ok, f"{summary} · {duration(event.duration_s)}"
+def describe_result(event: events.ToolFinished) -> tuple[tuple[str, str], str]:
+    """A mark with its style, and what came of the call, with its time."""
+    result = view_result(redact_text(event.body))
+    mark = ("✗ failed: ", "bold red") if not event.ok else (f"{result.mark} ", "green" if result.clean_exit else "yellow")
+    return mark, f"{result.summary} · {duration(event.duration_s)}"
 
 
 async def watch(
@@ -143,8 +144,7 @@ def follow(screen: Screen, session: Session, seen: RunWatch) -> None:
             case events.ToolStarted():
                 screen.line(("→ ", "cyan"), describe_call(event))
             case events.ToolFinished():
-                ok, result = describe_result(event)
-                mark = ("✓ ", "green") if ok else ("✗ failed: ", "bold red")
+                mark, result = describe_result(event)
                 screen.line("  ", mark, (f"{event.name}: {result}", "dim"))
             case events.Retried():
                 screen.line((f"asks again in {event.delay_s:.1f} s: {redact_text(event.reason)}", "yellow"))
@@ -239,8 +239,8 @@ def _step(screen: Screen, seen: RunWatch, event: Event) -> None:
     """One line for what matters, where nothing can be redrawn."""
     head = f"[{seen.name}]"
     if isinstance(event, events.ToolFinished):
-        ok, result = describe_result(event)
-        screen.line(f"{head} turn {event.turn}: {event.name}: {'' if ok else 'failed: '}{result}")
+        mark, result = describe_result(event)
+        screen.line(f"{head} turn {event.turn}  ", mark, f"{event.name}: {result}")
     elif isinstance(event, events.Retried):
         screen.line(f"{head} asks again in {event.delay_s:.1f} s: {redact_text(event.reason)}")
     elif isinstance(event, events.TERMINAL):

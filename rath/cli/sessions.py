@@ -162,7 +162,8 @@ def _show_call(screen: Screen, call: CallView, full: bool) -> None:
 
 
 def _show_result(screen: Screen, index: int, tool: str, result: ResultView, full: bool) -> None:
-    mark = ("✓", "green") if result.ok else ("✗ failed:", "bold red")
+    style = "green" if result.ok and result.clean_exit else "yellow" if result.ok else "bold red"
+    mark = (result.mark if result.ok else f"{result.mark} failed:", style)
     screen.line((f"[{index}] ", "dim"), ("tool ", "bold"), (one_line(tool), "cyan"), " ", mark, f" {one_line(result.summary)}")
     for name, text in result.parts:
         if name:

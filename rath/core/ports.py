@@ -16,7 +16,13 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar, runtime_che
 if TYPE_CHECKING:
     from rath.core.events import Event
     from rath.llm.provider import Provider
-    from rath.llm.types import RathLLMChatRequest, RathLLMChatResponse, RathLLMStreamDelta
+    from rath.llm.types import (
+        RathLLMChatRequest,
+        RathLLMChatResponse,
+        RathLLMStreamDelta,
+        RathLLMTokenUsage,
+    )
+    from rath.session.chunk import ChunkRow
 
 __all__ = [
     "Engine",
@@ -85,20 +91,32 @@ class Tool(Protocol):
 class RunLog(Protocol):
     """The durable sink of a run: the session's log.
 
-    Every method raises ``PersistenceError`` at the first write that fails, and again ever after.
+    Every method but :meth:`abandon` raises ``PersistenceError`` at the first write that fails, and again ever after.
     """
 
     @property
     def path(self) -> Path: ...
 
+    def append_row(self, index: int, row: ChunkRow) -> None:
+        """Append a row that the session had before the run."""
+
     def on_event(self, event: Event) -> None:
-        """Append what the log keeps of ``event``. The terminal ``RunFinished`` writes the trailer and closes."""
+        """Append what the log keeps of ``event``."""
 
     def needs_sync(self) -> bool:
         """Whether :meth:`sync` would have anything to do at this log's durability."""
 
     def sync(self) -> None:
         """Make what was appended durable (may block: call it in a thread)."""
+
+    def close(
+        self,
+        *,
+        usage: RathLLMTokenUsage | None,
+        lineage_extras: tuple[tuple[str, Any], ...],
+        outcome: dict[str, Any],
+    ) -> None:
+        """Write the trailer, make it durable, release file and lock (may block)."""
 
     def abandon(self) -> None:
         """Release file and lock without a trailer. Idempotent, never raises."""

@@ -54,6 +54,7 @@ class Section:
         notes: sentences that stand above the transcript.
         log: where its log is.
         diff: what it changed in its workspace, as a unified diff.
+        inherited: how many rows it has from the session that it continues; these are folded.
     """
 
     session_id: UUID
@@ -66,6 +67,7 @@ class Section:
     notes: tuple[str, ...] = ()
     log: str = ""
     diff: str = ""
+    inherited: int = 0
 
 
 def html_page(
@@ -121,7 +123,11 @@ def section_html(section: Section, *, max_bytes: int = SECTION_BYTES) -> str:
     parts = [head, *(f"<p>{_text(note)}</p>" for note in section.notes)]
     if section.error:
         parts.append(f'<div class="error">{_cut(section.error, 4000)}</div>')
-    parts.append(transcript_html(section.rows, max_bytes=max_bytes))
+    inherited = min(section.inherited, len(section.rows))
+    if inherited:
+        before = transcript_html(section.rows, stop=inherited, max_bytes=max_bytes // 4)
+        parts.append(f"<details><summary>{count(inherited, 'row')} from the session that it continues</summary>{before}</details>")
+    parts.append(transcript_html(section.rows, start=inherited, max_bytes=max_bytes))
     if section.status in ("pending", "running"):
         parts.append(f'<div class="row gap">{section.status}: more rows may follow</div>')
     if section.diff:
@@ -149,11 +155,11 @@ def session_html(session: Session) -> str:
     return f'<div class="rath"><style>{STYLE}</style>{section_html(section, max_bytes=CELL_BYTES)}</div>'
 
 
-def transcript_html(rows: Rows, *, max_bytes: int = SECTION_BYTES) -> str:
+def transcript_html(rows: Rows, *, start: int = 0, stop: int | None = None, max_bytes: int = SECTION_BYTES) -> str:
     """The rows, tool calls and results folded: from both ends as far as ``max_bytes`` reach, with a count between."""
-    total = len(rows)
+    total = len(rows) if stop is None else stop
     head: list[str] = []
-    used, index = 0, 0
+    used, index = 0, start
     # Two thirds for the beginning unless everything fits; what it leaves is for the end.
     limit = max_bytes * 2 // 3
     while index < total and (used < limit or not head):
@@ -200,7 +206,8 @@ def _call(call: CallView) -> str:
 
 
 def _result(tool: str, result: ResultView) -> str:
-    mark = '<span class="completed">✓</span>' if result.ok else '<span class="failed">✗ failed</span>'
+    style = "completed" if result.ok and result.clean_exit else "failed"
+    mark = f'<span class="{style}">{result.mark}{"" if result.ok else " failed"}</span>'
     parts = []
     for name, text in result.parts[:_MAX_PARTS]:
         label = f'<div class="part">{_text(one_line(name))}</div>' if name else ""

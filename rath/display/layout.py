@@ -16,7 +16,7 @@ __all__ = ["Layout", "layered"]
 
 N = TypeVar("N", bound=Hashable)
 _SWEEPS = 8
-_PLACINGS = 20
+_PLACINGS = 36
 # Beyond these the picture is a wall of boxes, and sweeps and invisible points would cost more than they give.
 _MAX_SWEPT_NODES = 3000
 _MAX_POINTS = 20_000

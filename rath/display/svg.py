@@ -39,7 +39,7 @@ _ICONS = {
 }
 # Hues of Okabe and Ito's palette, which people of every colour vision tell apart; text keeps a contrast above 7:1.
 _STYLE = """
-.rl{--ink:#1b1f24;--soft:#57606a;--edge:#8c959f;font:600 12.5px system-ui,-apple-system,"Segoe UI","DejaVu Sans",sans-serif}
+.rl{color-scheme:light dark;--ink:#1b1f24;--soft:#57606a;--edge:#8c959f;font:600 12.5px system-ui,-apple-system,"Segoe UI","DejaVu Sans",sans-serif}
 .rl .b{fill:#f3f4f6;stroke:#8c959f;stroke-width:1.4}.rl .loop .b{fill:#e1eff8;stroke:#0072b2}
 .rl .fork .b{fill:#fcf1d9;stroke:#b87d00}.rl .merge .b{fill:#dff3ec;stroke:#00805c}.rl .custom .b{fill:#f6e6f0;stroke:#a8517f}
 .rl .pending .b,.rl .unknown .b{stroke-dasharray:5 4}.rl .failed .b{stroke:#b84a00;stroke-width:2.6}
@@ -88,7 +88,7 @@ def short_id(session_id: UUID) -> str:
 
 def summary(node: LineageNode) -> str:
     """Status, rows and tokens of a node, in a few words."""
-    parts = [node.status]
+    parts = [one_line(node.status, 20)]
     if node.rows is not None:
         parts.append(count(node.rows, "row"))
     if node.usage is not None:
@@ -120,7 +120,7 @@ def _box(node: LineageNode, at: tuple[float, int], marked: bool) -> str:
         f'<rect class="b" width="{wide}" height="{_HIGH}" rx="{round_:g}"/>'
         f'<g transform="translate(13 17)">{_ICONS[status]}</g>'
         f'<text x="38" y="22">{escape(fit(node.label or node.operator or "session", wide // 11))}</text>'
-        f'<text class="s" x="38" y="38">{escape(fit(_second_line(node), wide // 8))}</text></g>'
+        f'<text class="s" x="38" y="38">{escape(fit(_second_line(node), wide * 2 // 15))}</text></g>'
     )
 
 

@@ -34,14 +34,21 @@ class ResultView:
     """What a tool call came to.
 
     Attributes:
-        ok: ``False`` if the call failed; a command that exits with another code than 0 did not.
+        ok: ``False`` if the call failed; a command that ran and exits with another code than 0 did not.
         summary: a few words, e.g. ``exit 1``.
         parts: named texts, e.g. ``("stdout", …)``; a name may be empty.
+        clean_exit: ``False`` for a command that exits with another code than 0, and for code that raises.
     """
 
     ok: bool
     summary: str
     parts: tuple[tuple[str, str], ...]
+    clean_exit: bool = True
+
+    @property
+    def mark(self) -> str:
+        """``✓``, ``•`` (ran, with another exit code than 0) or ``✗``."""
+        return "✗" if not self.ok else "✓" if self.clean_exit else "•"
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,13 +135,13 @@ def view_result(body: str) -> ResultView:
 
 def _command(result: Mapping[str, Any]) -> ResultView:
     parts = [(name, _plain(value)) for name, value in result.items() if name not in _QUIET and value not in ("", None)]
-    return ResultView(True, f"exit {_plain(result['exit_code'])}", tuple(parts))
+    return ResultView(True, f"exit {_plain(result['exit_code'])}", tuple(parts), result["exit_code"] == 0)
 
 
 def _code(result: Mapping[str, Any]) -> ResultView:
     names = ("text", "stdout", "stderr", "error")
     parts = tuple((name, _plain(result[name])) for name in names if result.get(name) not in ("", None))
-    return ResultView(not result["error"], "raised" if result["error"] else "ran", parts)
+    return ResultView(True, "raised" if result["error"] else "ran", parts, not result["error"])
 
 
 def _listing(entries: list[Any]) -> ResultView:

@@ -24,7 +24,7 @@ from rath.runtime.job import Job
 from rath.runtime.sync import GroupSync
 from rath.session.chunk import ChunkTable
 from rath.session.request import RunRequest
-from rath.session.session import Outcome
+from rath.session.session import Outcome, snapshot_session
 
 __all__ = ["run_through"]
 
@@ -42,7 +42,7 @@ async def run_through(job: Job, request: RunRequest, make_run: MakeRun) -> Outco
     view = job.view
     view.base = seed
     if request.persist:
-        job.log = await job.engine.call(_open_log, request, seed)
+        job.log = await job.engine.call(_open_log, job, request, seed)
     if request.middleware:
         outcome = await _through_middleware(job, request, make_run, seed)
     else:
@@ -59,9 +59,9 @@ async def run_through(job: Job, request: RunRequest, make_run: MakeRun) -> Outco
     return outcome
 
 
-def _open_log(request: RunRequest, seed: ChunkTable) -> Any:
+def _open_log(job: Job, request: RunRequest, seed: ChunkTable) -> Any:
     log = ports.load("log", "jsonl")(
-        request,
+        snapshot_session(request.record, Outcome(seed), job.lease),
         path=request.persist_path,
         provider=request.provider,
         sandbox_handle_id=request.sandbox_handle_id,

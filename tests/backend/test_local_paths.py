@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import socket
 import stat
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -15,6 +17,17 @@ import pytest
 from rath.backend import local_files
 from rath.backend.calls import FileWriteResult
 from rath.backend.local_paths import DIRECTORY, Confined, Refused
+
+
+# Exchanges a directory and a link in one step (RENAME_EXCHANGE is 2), as fast as it can.
+SWAP = """
+import ctypes, os, sys
+swap, (a, b) = ctypes.CDLL(None).renameat2, map(os.fsencode, sys.argv[1:])
+assert swap(-100, a, -100, b, 2) == 0
+print("swapping", flush=True)
+while True:
+    swap(-100, a, -100, b, 2)
+"""
 
 
 @pytest.fixture(params=[True, False], ids=["openat2", "by hand"])
@@ -148,36 +161,35 @@ def test_a_directory_that_becomes_a_link_in_the_middle_of_a_call_leads_nowhere(r
     outside = tmp_path / "outside"
     outside.mkdir()
     (outside / "file").write_text("secret")
-    flip = os.path.join(root.path, "flip")
-    stop = threading.Event()
-
-    def attacker() -> None:
-        while not stop.is_set():
-            os.mkdir(flip)
-            os.rename(flip, flip + ".dir")
-            os.symlink(outside, flip)
-            os.unlink(flip)
-            for name in os.listdir(flip + ".dir"):
-                os.unlink(os.path.join(flip + ".dir", name))
-            os.rmdir(flip + ".dir")
-
-    thread = threading.Thread(target=attacker)
-    thread.start()
-    end, outcomes = time.monotonic() + 1.0, set()
-    while time.monotonic() < end:
-        try:
-            local_files.write_file(root, "flip/planted", "x", 0o644)
-            outcomes.add("written")
-        except (OSError, Refused) as error:
-            outcomes.add(type(error).__name__)
-        try:
-            assert local_files.read_bytes(root, "flip/file") != b"secret"
-        except (OSError, Refused) as error:
-            outcomes.add(type(error).__name__)
-    stop.set()
-    thread.join()
+    flip, other = os.path.join(root.path, "flip"), os.path.join(root.path, "other")
+    os.mkdir(flip)
+    (Path(flip) / "file").write_text("inside")
+    os.symlink(outside, other)
+    attacker = subprocess.Popen([sys.executable, "-c", SWAP, flip, other], stdout=subprocess.PIPE)
+    assert attacker.stdout is not None
+    if attacker.stdout.readline() != b"swapping\n":
+        attacker.wait()
+        pytest.skip("no renameat2 here")
+    outcomes = set()
+    try:
+        end = time.monotonic() + 0.7
+        while time.monotonic() < end:
+            for use in (
+                lambda: local_files.write_file(root, "flip/planted", "x", 0o644),
+                lambda: local_files.read_bytes(root, "flip/file"),
+            ):
+                try:
+                    outcomes.add(use())
+                except Refused as refused:
+                    outcomes.add(refused.kind)
+                except OSError:  # by hand: it became a link between the look and the open
+                    outcomes.add("error")
+    finally:
+        attacker.kill()
+        attacker.wait()
+        attacker.stdout.close()
     assert os.listdir(outside) == ["file"]
-    assert "Refused" in outcomes
+    assert outcomes - {"error"} == {FileWriteResult(1), b"inside", "path_outside_workspace"}
 
 
 def test_a_file_too_large_to_read_is_refused_before_it_is_read(root: Confined) -> None:

@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 from uuid import UUID
 
 from rath.backend.types import BackendSandboxSpec
@@ -21,10 +21,8 @@ from rath.session.graph.kind import LineageKind
 from rath.session.persistence.format import CURRENT_SCHEMA_VERSION, BadLine
 from rath.session.persistence.lock import owner
 
-if TYPE_CHECKING:
-    from rath.session.session import Session
-
 __all__ = [
+    "Logged",
     "PersistedSessionHeader",
     "header_fields",
     "header_from_record",
@@ -81,6 +79,25 @@ class PersistedSessionHeader:
     provider: dict[str, Any] | None = dataclasses.field(default=None, repr=False)
 
 
+class Logged(Protocol):
+    """What a header says of a session: all of it is known before the session has rows. Every ``Session`` is one."""
+
+    @property
+    def id(self) -> UUID: ...
+    @property
+    def parent_session_ids(self) -> tuple[UUID, ...]: ...
+    @property
+    def lineage_operator(self) -> str: ...
+    @property
+    def lineage_kind(self) -> LineageKind: ...
+    @property
+    def lineage_extras(self) -> tuple[tuple[str, Any], ...]: ...
+    @property
+    def sandbox_backend(self) -> str | None: ...
+    @property
+    def sandbox_spec(self) -> BackendSandboxSpec | None: ...
+
+
 # -- to JSON -------------------------------------------------------------------------------------------------
 
 
@@ -135,7 +152,7 @@ def usage_to_json(usage: RathLLMTokenUsage | None) -> dict[str, Any] | None:
 
 
 def header_fields(
-    session: Session, *, epoch: str, provider: object | None, sandbox_handle_id: str | None
+    session: Logged, *, epoch: str, provider: object | None, sandbox_handle_id: str | None
 ) -> dict[str, Any]:
     """The fields of the header record of ``session``. Never waits for the session's rows."""
     spec = session.sandbox_spec

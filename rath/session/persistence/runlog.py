@@ -11,19 +11,18 @@ from rath.core.events import Event, RowAppended, ToolFinished, ToolStarted, Usag
 from rath.core.redact import redact_text
 from rath.session.chunk import DIGEST_BYTES, ChunkRow, tool_feedback_chunk
 from rath.session.persistence.format import encode_fields, row_payload
-from rath.session.persistence.records import usage_to_json
+from rath.session.persistence.records import Logged, usage_to_json
 from rath.session.persistence.writer import Durability, SessionLog
 
 if TYPE_CHECKING:
     from rath.core.ports import RunLog
     from rath.llm.types import RathLLMTokenUsage
-    from rath.session.session import Session
 
 __all__ = ["JsonlRunLog", "arguments_digest", "open_run_log"]
 
 
 def open_run_log(
-    session: Session,
+    session: Logged,
     *,
     path: Path | str | None = None,
     provider: object | None = None,

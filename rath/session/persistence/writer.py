@@ -11,7 +11,14 @@ from rath.session.chunk import ChunkRow, row_digest
 from rath.session.persistence.format import EMPTY_DIGEST, chunk_fields, encode_fields
 from rath.session.persistence.logfile import Durability, LogFile
 from rath.session.persistence.paths import session_file
-from rath.session.persistence.records import header_fields, pairs_to_json, plain, timestamp, usage_to_json
+from rath.session.persistence.records import (
+    Logged,
+    header_fields,
+    pairs_to_json,
+    plain,
+    timestamp,
+    usage_to_json,
+)
 
 if TYPE_CHECKING:
     from rath.llm.types import RathLLMTokenUsage
@@ -25,7 +32,7 @@ class SessionLog:
 
     def __init__(
         self,
-        session: Session,
+        session: Logged,
         path: Path | None,
         *,
         provider: object | None = None,
