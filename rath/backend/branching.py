@@ -22,9 +22,10 @@ import weakref
 from typing import TYPE_CHECKING
 
 from rath.backend import registry
+from rath.backend.closing import track
 from rath.backend.gate import Reservation
 from rath.backend.stream import arrival
-from rath.backend.types import Backend
+from rath.backend.types import Backend, BackendSandbox
 from rath.core import ports
 from rath.errors import SandboxClosed, UsageError
 
@@ -52,6 +53,12 @@ class Branch:
         self._snapshot: object | None = None
         self._taken: concurrent.futures.Future[None] = concurrent.futures.Future()
         self.abandoned = False
+        track(self)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it keeps a snapshot."""
+        return self._snapshot is not None
 
     def freeze(self) -> None:
         """Fix the moment: now. Returns at once. Once for each copy."""
@@ -69,14 +76,10 @@ class Branch:
                 parent.early.append(weakref.ref(self))
                 return
             turn = sandbox.gate.reserve()
-        ports.engine().start(lambda: self.take(turn))
+        ports.engine().start(lambda: self.take(sandbox, turn))
 
-    async def take(self, turn: Reservation) -> None:
-        """Take the snapshot, in its turn."""
-        lease = self._parent
-        sandbox = None if lease is None else lease.placement.sandbox
-        if lease is None or sandbox is None:
-            return
+    async def take(self, sandbox: BackendSandbox, turn: Reservation) -> None:
+        """Take the snapshot of the parent's sandbox, in its turn."""
         try:
             try:
                 await sandbox.gate.alone(turn, PATIENCE_S)
@@ -92,10 +95,11 @@ class Branch:
         else:
             self._taken.set_result(None)
         finally:
-            self._parent = None
-            lease.release()
+            lease, self._parent = self._parent, None
+            if lease is not None:
+                lease.release()
         if self.abandoned:
-            await self.discard()
+            await self.shut()
 
     def start_fresh(self) -> None:
         """The copy opens the same spec by itself."""
@@ -126,7 +130,7 @@ class Branch:
         """The snapshot has become a sandbox."""
         self._snapshot = None
 
-    async def discard(self) -> None:
+    async def shut(self) -> None:
         """Free a snapshot that was not used."""
         snapshot, self._snapshot = self._snapshot, None
         if snapshot is not None:
@@ -141,24 +145,24 @@ class Branch:
         if self._snapshot is not None:
             engine = ports.engine()
             if block and not engine.on_loop_thread():
-                engine.run(self.discard())
+                engine.run(self.shut())
             else:
-                engine.start(self.discard)
+                engine.start(self.shut)
 
     def lost_by_fork(self) -> None:
-        """In a forked child: a freeze that has not happened will not."""
-        if not self._taken.done():
+        """In a forked child: the snapshot is the parent's, and a freeze that has not happened will not."""
+        if self._snapshot is not None or not self._taken.done():
+            self._snapshot = self._parent = None
             self._taken = concurrent.futures.Future()
-            self._taken.set_exception(SandboxClosed("the process forked before this copy of a workspace was taken"))
-            self._parent = None
+            self._taken.set_exception(SandboxClosed("the process forked before this copy of a workspace was used"))
 
 
-def serve_early(turns: list[tuple[Branch, Reservation | None]]) -> None:
+def serve_early(sandbox: BackendSandbox, turns: list[tuple[Branch, Reservation | None]]) -> None:
     """The parent is open now: take the snapshots that wait for it; ``None`` stands for a copy that needs none."""
     for branch, turn in turns:
         if turn is None:
             branch.start_fresh()
             continue
-        task = asyncio.create_task(branch.take(turn))
+        task = asyncio.create_task(branch.take(sandbox, turn))
         _takes.add(task)
         task.add_done_callback(_takes.discard)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import os
 import threading
 import weakref
@@ -21,6 +20,7 @@ from weakref import WeakSet
 
 from rath.backend import registry
 from rath.backend.branching import Branch, serve_early
+from rath.backend.closing import close_all
 from rath.backend.types import (
     Backend,
     BackendSandbox,
@@ -30,14 +30,11 @@ from rath.backend.types import (
     ToolResult,
     WorkspaceDiff,
     close_unheld,
-    open_sandboxes,
 )
 from rath.core import ports
 from rath.errors import SandboxClosed, UsageError, UsageTypeError
 
 __all__ = ["Lease", "Placement", "close_all"]
-
-_log = logging.getLogger("rath.backend")
 
 _placements: WeakSet[Placement] = WeakSet()
 _placements_lock = threading.RLock()
@@ -149,7 +146,7 @@ class Placement:
             branch = self._branch
             snapshot = None if branch is None else await branch.files(backend)
             if branch is None or snapshot is None:
-                sandbox = await backend._aopen(self.spec)
+                sandbox = await backend.open_in_loop(self.spec)
             else:
                 sandbox = await backend._arestore(self.spec, snapshot)
                 branch.used()
@@ -178,7 +175,7 @@ class Placement:
             self.early.clear()
             # Before any call can enter: nobody has seen the sandbox yet.
             turns = [(branch, sandbox.gate.reserve() if gives else None) for branch in waiting]
-        serve_early(turns)
+        serve_early(sandbox, turns)
 
     # -- copies -------------------------------------------------------------------------------------------------------
 
@@ -212,11 +209,6 @@ class Placement:
             close_unheld(self._sandbox, block=block)
         elif self._branch is not None and self._opening is None:
             self._branch.abandon(block=block)
-
-    async def discard(self) -> None:
-        """Free what is kept for a copy that was never opened."""
-        if self._branch is not None:
-            await self._branch.discard()
 
 
 class Lease:
@@ -308,27 +300,6 @@ def _as_spec(spec: BackendSandboxSpec | str | os.PathLike[str] | None) -> Backen
     if isinstance(spec, (str, os.PathLike)):
         return BackendSandboxSpec(working_dir=os.fspath(spec))
     raise UsageTypeError(f"spec is a BackendSandboxSpec, or a string for its working_dir; not {type(spec).__name__}")
-
-
-async def close_all(timeout_s: float) -> None:
-    """Close every sandbox that this process has open, and free kept snapshots; wait at most ``timeout_s`` seconds.
-
-    For the engine's end, on its loop.
-    """
-    with _placements_lock:
-        placements = list(_placements)
-    work = [sandbox.shut() for sandbox in open_sandboxes()] + [placement.discard() for placement in placements]
-    if not work:
-        return
-    tasks = [asyncio.ensure_future(one) for one in work]
-    done, late = await asyncio.wait(tasks, timeout=timeout_s)
-    for task in late:
-        task.cancel()
-    for task in done:
-        if not task.cancelled() and (error := task.exception()) is not None:
-            _log.error("a sandbox could not be closed", exc_info=error)
-    if late:
-        _log.error("%d sandboxes were not closed within %g s", len(late), timeout_s)
 
 
 def _reset_in_child() -> None:

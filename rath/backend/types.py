@@ -16,7 +16,7 @@ from datetime import timedelta
 from enum import Enum
 from types import TracebackType
 from typing import Any, ClassVar, Self
-from weakref import ReferenceType, WeakValueDictionary
+from weakref import ReferenceType
 
 from rath.backend.calls import (
     BackendTool,
@@ -36,6 +36,7 @@ from rath.backend.calls import (
     ToolResult,
     WorkspaceDiff,
 )
+from rath.backend.closing import close_at_end, everything, track, tracked
 from rath.backend.gate import Gate
 from rath.backend.stream import Stream
 from rath.core import ports
@@ -127,11 +128,6 @@ class References:
         self.lock = threading.RLock()
 
 
-# By identity: a backend's own dataclass may not be hashable.
-_all: WeakValueDictionary[int, _Held] = WeakValueDictionary()
-_all_lock = threading.RLock()
-
-
 class _Held:
     """The state of a sandbox that is not among its fields."""
 
@@ -141,6 +137,7 @@ class _Held:
     _pid: int
     _broken: str
     _closing: asyncio.Future[None] | None
+    closed: bool = False
 
     def __new__(cls, *_args: Any, **_kwargs: Any) -> Self:
         # Not in `__init__`: a backend's own dataclass must not have to call it.
@@ -151,8 +148,7 @@ class _Held:
         self._pid = os.getpid()
         self._broken = ""
         self._closing = None
-        with _all_lock:
-            _all[id(self)] = self
+        track(self)  # type: ignore[arg-type]  # only BackendSandbox derives from this
         return self
 
 
@@ -171,6 +167,11 @@ class BackendSandbox(_Held):
     handle: str
     spec: BackendSandboxSpec | None = None
     closed: bool = False
+
+    @property
+    def is_open(self) -> bool:
+        """Whether this process opened it and has not closed it."""
+        return not self.closed and self._pid == os.getpid()
 
     @property
     def refcount(self) -> int:
@@ -258,7 +259,7 @@ class BackendSandbox(_Held):
     async def shut(self, *, unless_held: bool = False) -> None:
         """Close it, once; who comes later waits for the first. Does nothing in a forked child: it is its parent's."""
         with self.references.lock:
-            if self.closed or self._pid != os.getpid() or (unless_held and self.references.count):
+            if not self.is_open or (unless_held and self.references.count):
                 return
             under_way = self._closing
             if under_way is None:
@@ -276,7 +277,7 @@ class BackendSandbox(_Held):
 
 def close_unheld(sandbox: BackendSandbox, *, block: bool) -> None:
     """Close a sandbox that nobody holds: and wait if told to and not on the engine's own thread."""
-    if sandbox.closed or sandbox._pid != os.getpid():
+    if not sandbox.is_open:
         return
     engine = ports.engine()
     if block and not engine.on_loop_thread():
@@ -287,19 +288,15 @@ def close_unheld(sandbox: BackendSandbox, *, block: bool) -> None:
 
 def open_sandboxes() -> list[BackendSandbox]:
     """Every sandbox that this process opened and has not closed."""
-    with _all_lock:
-        known = list(_all.values())
-    pid = os.getpid()
-    return [box for box in known if isinstance(box, BackendSandbox) and not box.closed and box._pid == pid]
+    return [one for one in tracked() if isinstance(one, BackendSandbox)]
 
 
 def _reset_in_child() -> None:
     """A forked child has no threads but one: locks that others held, and calls that were under way, are gone."""
-    global _all_lock
-    _all_lock = threading.RLock()
-    for sandbox in list(_all.values()):
-        sandbox.references.lock = threading.RLock()
-        sandbox.gate.reset()
+    for one in everything():
+        if isinstance(one, BackendSandbox):
+            one.references.lock = threading.RLock()
+            one.gate.reset()
 
 
 os.register_at_fork(after_in_child=_reset_in_child)
@@ -348,7 +345,7 @@ class Backend(ABC):
 
     def open(self, spec: BackendSandboxSpec | None = None) -> BackendSandbox:
         """Open a sandbox. Nobody holds it yet: use ``with``, or close it yourself."""
-        return ports.engine().run(self._aopen(spec))
+        return ports.engine().run(self.open_in_loop(spec))
 
     def close(self, sandbox: BackendSandbox) -> None:
         """Close a sandbox, whoever holds it. Closing again does nothing."""
@@ -358,6 +355,11 @@ class Backend(ABC):
     def dispatch(self, sandbox: BackendSandbox, call: BackendTool) -> ToolResult | bool:
         """Run a call in a sandbox and wait for its answer."""
         return sandbox.dispatch(call)
+
+    async def open_in_loop(self, spec: BackendSandboxSpec | None) -> BackendSandbox:
+        """:meth:`open`, on the engine's loop."""
+        close_at_end()
+        return await self._aopen(spec)
 
     # -- the hooks ----------------------------------------------------------------------------------------------------
 

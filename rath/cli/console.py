@@ -49,6 +49,11 @@ class Screen:
         self.end_line()
         self.console.print(styled(*parts))
 
+    def prose(self, *parts: Part) -> None:
+        """Print sentences: broken between words for a person, one line for a program."""
+        self.end_line()
+        self.console.print(styled(*parts), soft_wrap=not self.console.is_terminal)
+
     def write(self, text: str) -> None:
         """Print a piece of streamed text as it is, without a newline."""
         if text:

@@ -105,6 +105,10 @@ class Story:
         return sum(b.seen.seconds for b in self.branches)
 
     @property
+    def times(self) -> str:
+        return f"three branches in {duration(self.wall_s)}; one after the other: {duration(self.sum_s)}"
+
+    @property
     def logs(self) -> list[Path]:
         runs = [self.opening, *(branch.session for branch in self.branches), self.summary]
         return [session_file(session.id) for session in runs]
@@ -281,7 +285,8 @@ class _Narrator:
 
     def title(self) -> None:
         self._line(("rath demo", "bold"), ": three agents and a test that fails")
-        self._line((_HONEST, "dim"))
+        if not self._quiet:
+            self._screen.prose((_HONEST, "dim"))
 
     def act(self, number: int, text: str) -> None:
         self._line()
@@ -297,7 +302,8 @@ class _Narrator:
             self._line(mark, f"{branch.agent.name:11} {branch.tests!s:{wide}}", (cost, "dim"), won)
 
     def summary(self, summary: Session) -> None:
-        self._line(summary.chunk_table[0].text or "")
+        if not self._quiet:
+            self._screen.prose(summary.chunk_table[0].text or "")
 
 
 def _show(screen: Screen, story: Story, paths: dict[str, Path]) -> None:
@@ -309,7 +315,7 @@ def _show(screen: Screen, story: Story, paths: dict[str, Path]) -> None:
         screen.diff(story.winner.diff.text)
     _heading(screen, "Results")
     usage = total_usage(story.nodes)
-    screen.line(("time    ", "dim"), f"three branches in {duration(story.wall_s)}; one after the other: {duration(story.sum_s)}")
+    screen.line(("time    ", "dim"), story.times)
     if usage is not None:
         screen.line(("tokens  ", "dim"), f"{usage.total_tokens:,} (estimated at four characters each)")
     for name, path in paths.items():
@@ -346,7 +352,7 @@ def _page(story: Story, marked: Sequence[Any]) -> str:
         ("before", str(story.before)),
         *((branch.agent.name, str(branch.tests)) for branch in story.branches),
         ("taken", "nothing" if winner is None else f"{winner.agent.name}: it passes with the fewest tokens"),
-        ("time", f"three branches in {duration(story.wall_s)}; one after the other: {duration(story.sum_s)}"),
+        ("time", story.times),
         ("tokens", "none" if usage is None else f"{usage.total_tokens:,} (estimated at four characters each)"),
     ]
     sections = [_section(story.opening, OPENING.name, story.opened)]

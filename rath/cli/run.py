@@ -231,13 +231,11 @@ def _report_one(screen: Screen, result: Result, several: bool) -> None:
     seen = result.seen
     style = {"completed": "green", "failed": "bold red"}.get(seen.status, "yellow")
     screen.line()
-    screen.line(
-        *([(f"{seen.name}  ", "bold")] if several else []),
-        (seen.status, style),
-        (f" · {count(seen.turn, 'turn')} · {count(seen.tools, 'tool call')} · {seen.tokens:,} tokens · {duration(seen.seconds)}", "dim"),
-    )
+    cost = (count(seen.turn, "turn"), count(seen.tools, "tool call"), f"{seen.tokens:,} tokens", duration(seen.seconds))
+    head = [(f"{seen.name}  ", "bold")] if several else []
+    screen.line(*head, (seen.status, style), (f" · {' · '.join(cost)}", "dim"))
     if several and seen.text:
-        screen.line(seen.text.strip())
+        screen.prose(seen.text.strip())
     if result.diff is not None:
         _show_diff(screen, result.diff)
     elif result.note:

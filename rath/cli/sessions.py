@@ -44,7 +44,8 @@ def list_logs(*, as_json: bool, limit: int) -> int:
     screen.line((f"{'id':8}  {'created':19}  {'operator':{wide}}  {'rows':>6}  state", "bold"))
     for meta, operator in zip(shown, operators, strict=True):
         state, style = ("closed", "green") if meta.closed else ("open", "yellow")
-        screen.line(f"{short_id(meta.id)}  {_when(meta.created_at)}  {operator:{wide}}  {meta.chunk_count:6,}  ", (state, style))
+        known = f"{short_id(meta.id)}  {_when(meta.created_at)}  {operator:{wide}}  {meta.chunk_count:6,}  "
+        screen.line(known, (state, style))
     if len(shown) < len(metas):
         screen.line((f"… {len(metas) - len(shown):,} more (--limit 0 shows all)", "dim"))
     return 0
@@ -84,7 +85,8 @@ def find_session_log(session: str) -> Path:
         raise Trouble(f"{session!r:.100} is neither an id, nor the beginning of one, nor a path to a log")
     found = _logs_that_begin_with(session.lower())
     if not found:
-        raise Trouble(f"no session in {sessions_dir()} has an id that begins with {session}: see `rath sessions list`", code=1)
+        where = f"no session in {sessions_dir()} has an id that begins with {session}"
+        raise Trouble(f"{where}: see `rath sessions list`", code=1)
     if len(found) > 1:
         names = ", ".join(path.name.partition(".")[0] for path in found[:5]) + (", …" if len(found) > 5 else "")
         raise Trouble(f"{len(found)} sessions begin with {session}: {names}. Give more of the id")
@@ -115,7 +117,8 @@ def _show_header(screen: Screen, loaded: PersistedSession) -> None:
     if header.parent_session_ids:
         facts.append(("parents", ", ".join(map(str, header.parent_session_ids))))
     if header.provider:
-        facts.append(("model", ":".join(str(header.provider.get(key)) for key in ("kind", "model") if header.provider.get(key))))
+        names = (header.provider.get("kind"), header.provider.get("model"))
+        facts.append(("model", ":".join(str(name) for name in names if name)))
     if header.sandbox_backend:
         where = header.sandbox_spec.working_dir if header.sandbox_spec else None
         facts.append(("sandbox", f"{header.sandbox_backend} {where or ''}".strip()))
@@ -138,8 +141,10 @@ def _usage_so_far(records: Sequence[Mapping[str, Any]]) -> RathLLMTokenUsage | N
     found = [record for record in records if record.get("record_type") == "usage"]
     if not found:
         return None
-    sums = [sum(value for record in found if isinstance(value := record.get(name), int)) for name in names]
-    return RathLLMTokenUsage(*sums)
+    prompt, completion, total = (
+        sum(value for record in found if isinstance(value := record.get(name), int)) for name in names
+    )
+    return RathLLMTokenUsage(prompt, completion, total)
 
 
 def _show_row(screen: Screen, index: int, row: ChunkRow, full: bool) -> None:
@@ -164,7 +169,8 @@ def _show_call(screen: Screen, call: CallView, full: bool) -> None:
 def _show_result(screen: Screen, index: int, tool: str, result: ResultView, full: bool) -> None:
     style = "green" if result.ok and result.clean_exit else "yellow" if result.ok else "bold red"
     mark = (result.mark if result.ok else f"{result.mark} failed:", style)
-    screen.line((f"[{index}] ", "dim"), ("tool ", "bold"), (one_line(tool), "cyan"), " ", mark, f" {one_line(result.summary)}")
+    head = ((f"[{index}] ", "dim"), ("tool ", "bold"), (one_line(tool), "cyan"))
+    screen.line(*head, " ", mark, f" {one_line(result.summary)}")
     for name, text in result.parts:
         if name:
             screen.line((f"    {one_line(name)}:", "dim"))

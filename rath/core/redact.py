@@ -13,6 +13,9 @@ import os
 import re
 import threading
 from collections.abc import Mapping
+from typing import Any
+
+from rath.core.encoding import decode_json, encode_json
 
 __all__ = ["REDACTED", "add_secret", "redact_bytes", "redact_text", "scan_environment"]
 
@@ -64,10 +67,28 @@ def scan_environment(environ: Mapping[str, str] | None = None) -> None:
 
 
 def redact_bytes(encoded: bytes) -> bytes:
-    """``encoded`` (JSON text) with every known secret replaced; the same object if there is none."""
+    """``encoded`` (JSON text) with every known secret in its strings replaced; the same object if there is none.
+
+    The bytes are only searched; where something is found, the *values* are redacted. Replacing bytes could cut an escape
+    or a number in two and leave what is no JSON.
+    """
     if _pattern is None or _pattern.search(encoded) is None:
         return encoded
-    return _pattern.sub(REDACTED.encode(), encoded)
+    value = decode_json(encoded)
+    redacted = _redact_value(value)
+    return encoded if redacted == value else encode_json(redacted)
+
+
+def _redact_value(value: Any) -> Any:
+    if isinstance(value, str):
+        return redact_text(value)
+    if isinstance(value, dict):
+        return {redact_text(key): _redact_value(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_redact_value(item) for item in value]
+    if isinstance(value, int | float) and not isinstance(value, bool) and redact_text(str(value)) != str(value):
+        return REDACTED  # a password may be all digits
+    return value
 
 
 def redact_text(text: str) -> str:

@@ -97,7 +97,8 @@ def html_page(
         body.append(f'<h2 id="lineage">Lineage</h2><div class="graph">{lineage_svg(nodes, marked=marked)}</div>')
         body.append('<p class="soft">Solid lines: what a session continues. Dashed: the instructions of its agent.</p>')
     if diff is not None:
-        body.append(f'<h2 id="diff">{_text(diff[0])}</h2>{diff_html(redact_text(diff[1])) if diff[1] else "<p>No change.</p>"}')
+        changes = diff_html(redact_text(diff[1])) if diff[1] else "<p>No change.</p>"
+        body.append(f'<h2 id="diff">{_text(diff[0])}</h2>{changes}')
     if sections:
         body.append("<h2>Sessions</h2>")
         body += [section_html(section) for section in sections]
@@ -126,7 +127,8 @@ def section_html(section: Section, *, max_bytes: int = SECTION_BYTES) -> str:
     inherited = min(section.inherited, len(section.rows))
     if inherited:
         before = transcript_html(section.rows, stop=inherited, max_bytes=max_bytes // 4)
-        parts.append(f"<details><summary>{count(inherited, 'row')} from the session that it continues</summary>{before}</details>")
+        what = f"{count(inherited, 'row')} from the session that it continues"
+        parts.append(f"<details><summary>{what}</summary>{before}</details>")
     parts.append(transcript_html(section.rows, start=inherited, max_bytes=max_bytes))
     if section.status in ("pending", "running"):
         parts.append(f'<div class="row gap">{section.status}: more rows may follow</div>')

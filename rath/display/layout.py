@@ -10,6 +10,7 @@ from __future__ import annotations
 from bisect import bisect_right, insort
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Generic, TypeVar
 
 __all__ = ["Layout", "layered"]
@@ -88,7 +89,7 @@ class _Graph:
                 spare -= len(points)
                 graph.routes[parent, child] = points
                 chain = [parent, *points, child]
-                for a, b in zip(chain, chain[1:], strict=False):
+                for a, b in pairwise(chain):
                     graph.down[a].append(b)
                     graph.up[b].append(a)
         graph.rows = [[] for _ in range(max(layer) + 1)]
@@ -124,7 +125,7 @@ class _Graph:
             downwards = sweep % 2 == 0
             rows = self.rows if downwards else self.rows[::-1]
             neighbours = self.up if downwards else self.down
-            for above, row in zip(rows, rows[1:], strict=False):
+            for above, row in pairwise(rows):
                 place = {index: float(at) for at, index in enumerate(above)}
                 own = {index: float(at) for at, index in enumerate(row)}
                 row.sort(key=lambda i, place=place, own=own: _mean((place[n] for n in neighbours[i] if n in place), own[i]))  # type: ignore[misc]
@@ -135,7 +136,7 @@ class _Graph:
 
     def _crossings(self) -> int:
         total = 0
-        for above, row in zip(self.rows, self.rows[1:], strict=False):
+        for above, row in pairwise(self.rows):
             place = {index: at for at, index in enumerate(above)}
             ends: list[int] = []
             for index in row:
@@ -153,7 +154,7 @@ class _Graph:
         offsets: list[list[float]] = []
         for row in self.rows:
             run = [0.0]
-            for before, index in zip(row, row[1:], strict=False):
+            for before, index in pairwise(row):
                 run.append(run[-1] + half[before] + gap + half[index])
             offsets.append(run)
             for index, at in zip(row, run, strict=True):

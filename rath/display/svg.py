@@ -1,12 +1,14 @@
-"""The lineage graph as a static SVG: readable without colour, in light and in dark, without scripts or outside references."""
+"""The lineage graph as a static SVG: readable without colour, in light and in dark, without scripts or references."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from html import escape
+from itertools import pairwise
 from uuid import UUID
 
 from rath.display.layout import Layout, layered
+from rath.display.style import DRAWING_STYLE
 from rath.display.text import clean, count, fit, one_line
 from rath.session.graph.kind import LineageKind
 from rath.session.graph.lineage import LineageNode
@@ -37,22 +39,6 @@ _ICONS = {
     "pending": '<circle class="o" cx="8" cy="8" r="6.3" stroke-dasharray="3 2.2"/>',
     "unknown": '<path class="o" d="M8 1.2 14.8 8 8 14.8 1.2 8z"/>',
 }
-# Hues of Okabe and Ito's palette, which people of every colour vision tell apart; text keeps a contrast above 7:1.
-_STYLE = """
-.rl{color-scheme:light dark;--ink:#1b1f24;--soft:#57606a;--edge:#8c959f;font:600 12.5px system-ui,-apple-system,"Segoe UI","DejaVu Sans",sans-serif}
-.rl .b{fill:#f3f4f6;stroke:#8c959f;stroke-width:1.4}.rl .loop .b{fill:#e1eff8;stroke:#0072b2}
-.rl .fork .b{fill:#fcf1d9;stroke:#b87d00}.rl .merge .b{fill:#dff3ec;stroke:#00805c}.rl .custom .b{fill:#f6e6f0;stroke:#a8517f}
-.rl .pending .b,.rl .unknown .b{stroke-dasharray:5 4}.rl .failed .b{stroke:#b84a00;stroke-width:2.6}
-.rl .marked .b{stroke-width:3.2}
-.rl text{fill:var(--ink)}.rl .s{fill:var(--soft);font-weight:400;font-size:10.8px}.rl .m{font-family:ui-monospace,Menlo,Consolas,"DejaVu Sans Mono",monospace}
-.rl .e{fill:none;stroke:var(--edge);stroke-width:1.5}.rl .a{stroke-dasharray:4 4}.rl .h{fill:var(--edge)}
-.rl .i{fill:#00805c}.rl .failed .i{fill:#b84a00}.rl .cancelled .i{fill:#57606a}.rl .running .i{fill:#0072b2}
-.rl .g{fill:none;stroke:#fff;stroke-width:2;stroke-linecap:round;stroke-linejoin:round}.rl .o{fill:none;stroke:var(--soft);stroke-width:1.6}
-@media (prefers-color-scheme:dark){.rl{--ink:#e6edf3;--soft:#a8b3bf;--edge:#768390}
-.rl .b{fill:#22272e;stroke:#768390}.rl .loop .b{fill:#0d2b40;stroke:#56b4e9}.rl .fork .b{fill:#362a0c;stroke:#e69f00}
-.rl .merge .b{fill:#0b2f25;stroke:#2fc296}.rl .custom .b{fill:#36202d;stroke:#cc79a7}.rl .failed .b{stroke:#ff8a3d}
-.rl .i{fill:#1f9d77}.rl .failed .i{fill:#d55e00}.rl .cancelled .i{fill:#768390}.rl .running .i{fill:#56b4e9}}
-""".replace("\n", "")
 
 
 def lineage_svg(nodes: Sequence[LineageNode], *, marked: Iterable[UUID] = ()) -> str:
@@ -99,7 +85,8 @@ def summary(node: LineageNode) -> str:
 def _document(parts: list[str], width: float, height: float, title: str, note: str) -> str:
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" class="rl" role="img" width="{width:.0f}" height="{height:.0f}" '
-        f'style="min-width:{_LEAST_SCALE * width:.0f}px" viewBox="0 0 {width:.0f} {height:.0f}"><title>{escape(title)}</title><style>{_STYLE}</style>'
+        f'style="min-width:{_LEAST_SCALE * width:.0f}px" viewBox="0 0 {width:.0f} {height:.0f}">'
+        f"<title>{escape(title)}</title><style>{DRAWING_STYLE}</style>"
         '<defs><marker id="rl-tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto">'
         f'<path class="h" d="M0 .8 7.4 4 0 7.2z"/></marker></defs>{note}{"".join(parts)}</svg>'
     )
@@ -146,7 +133,7 @@ def _edge(parent: LineageNode, child: LineageNode, layout: Layout[UUID]) -> str:
         points += [(x + _MARGIN, row * _ROW + _MARGIN), (x + _MARGIN, row * _ROW + _MARGIN + _HIGH)]
     points.append((x1 + _MARGIN, row1 * _ROW + _MARGIN - 1))
     path = f"M{points[0][0]:.1f} {points[0][1]:.1f}"
-    for index, ((ax, ay), (bx, by)) in enumerate(zip(points, points[1:], strict=False)):
+    for index, ((ax, ay), (bx, by)) in enumerate(pairwise(points)):
         if index % 2:
             path += f"V{by:.1f}"
         else:

@@ -130,7 +130,10 @@ def view_result(body: str) -> ResultView:
     if result.keys() <= {"ok"}:
         return ResultView(True, "yes" if result.get("ok") else "no", ())
     rest = {key: value for key, value in result.items() if key != "ok"}
-    return ResultView(result.get("ok") is not False, _summed_up(rest), (("", _pretty(result)),))
+    summary = _summed_up(rest)
+    # Small results are all in the summary.
+    whole = (("", _pretty(result)),) if "…" in summary else ()
+    return ResultView(result.get("ok") is not False, summary, whole)
 
 
 def _command(result: Mapping[str, Any]) -> ResultView:

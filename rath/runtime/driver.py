@@ -57,6 +57,7 @@ from rath.runtime.turn import (
     step,
 )
 from rath.session.chunk import (
+    INTERRUPTED_BODY,
     ChunkRow,
     ChunkTable,
     assistant_turn_chunk,
@@ -72,9 +73,6 @@ __all__ = ["Run", "drive_compress", "drive_loop"]
 _log = logging.getLogger("rath.session.loop")
 # What a tool raises goes back to the model, but these end the run: no retry by the model can mend them.
 _FATAL = (SandboxError, PersistenceError, PolicyStop, RunCancelled)
-_INTERRUPTED = failure_payload(
-    "interrupted", "the run ended before this call had a result; whether it took effect is unknown"
-)
 _MAX_DIGEST_ROWS = 4096
 
 
@@ -223,7 +221,7 @@ class Run(BaseRun):
         """Give every unanswered call of the round its row, so that the partial transcript stays valid."""
         self._todo.clear()
         try:
-            self._feed(Interrupted(_INTERRUPTED))
+            self._feed(Interrupted(INTERRUPTED_BODY))
             for action in self._todo:
                 if type(action) is AppendResults:
                     self._append_results(action)

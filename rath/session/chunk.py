@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any, cast, overload
 
 from rath.core.encoding import decode_json, encode_json
 from rath.core.redact import redact_bytes
-from rath.errors import UsageTypeError
+from rath.errors import UsageTypeError, UsageValueError
 from rath.llm.types import RathLLMMessage, RathLLMToolCallPart
 
 __all__ = [
+    "INTERRUPTED_BODY",
     "ChunkKind",
     "ChunkRow",
     "ChunkTable",
@@ -47,6 +48,9 @@ class ChunkKind(str, Enum):
 
 
 _PREFIX = {kind: b'{"kind":"' + kind.value.encode() + b'","payload":' for kind in ChunkKind}
+# The kinds differ in their first four letters: one look-up for a reader of many rows.
+_KIND_AT = slice(9, 13)
+_KIND_BY_LETTERS = {prefix[_KIND_AT]: kind for kind, prefix in _PREFIX.items()}
 
 
 @dataclass(frozen=True, init=False, eq=False, repr=False)
@@ -80,12 +84,31 @@ class ChunkRow:
         # One copy serves both unless redaction changed something.
         _set(self, "_raw", None if safe is raw else raw)
 
+    @classmethod
+    def from_encoded(cls, encoded: bytes) -> ChunkRow:
+        """The row that has exactly these encoded bytes: a digest is over them, so they are not spelled anew.
+
+        Raises:
+            UsageValueError: they are not ``{"kind":…,"payload":{…}}`` in that form.
+        """
+        kind = _KIND_BY_LETTERS.get(encoded[_KIND_AT])
+        if kind is None or not encoded.startswith(_PREFIX[kind]) or not encoded.endswith(b"}"):
+            raise UsageValueError("not the encoding of a row")
+        row = object.__new__(cls)
+        _set(row, "kind", kind)
+        _set(row, "encoded", encoded)
+        _set(row, "_raw", None)
+        return row
+
+    @property
+    def encoded_payload(self) -> bytes:
+        """The payload's JSON as it goes to a log: redacted."""
+        return self.encoded[len(_PREFIX[self.kind]) : -1]
+
     @property
     def raw_payload(self) -> bytes:
         """The payload's JSON as it goes to a model."""
-        if self._raw is not None:
-            return self._raw
-        return self.encoded[len(_PREFIX[self.kind]) : -1]
+        return self.encoded_payload if self._raw is None else self._raw
 
     @property
     def text(self) -> str | None:
@@ -326,6 +349,17 @@ def assistant_turn_chunk(*, tool_calls: tuple[RathLLMToolCallPart, ...] | None, 
         for call in tool_calls or ()
     ]
     return ChunkRow(ChunkKind.ASSISTANT, {"content": content, "tool_calls": wire or None})
+
+
+INTERRUPTED_BODY = encode_json(
+    {
+        "ok": False,
+        "error_kind": "interrupted",
+        "message": "the run ended before this call had a result; it may or may not have taken effect",
+        "detail": None,
+    }
+).decode()
+"""The result of a call that has none: providers want one for every call."""
 
 
 def tool_feedback_chunk(tool_call_id: str, name: str, body: str) -> ChunkRow:

@@ -66,7 +66,7 @@ def until(condition: object, seconds: float = 5.0) -> None:
 
 
 def test_an_unknown_backend_is_refused_at_once_with_the_known_names() -> None:
-    with pytest.raises(BackendNotFound, match="'nowhere'.*local"):
+    with pytest.raises(BackendNotFound, match=r"'nowhere'.*local"):
         Placement("nowhere")
 
 
@@ -146,7 +146,7 @@ def test_a_released_lease_says_what_to_do(memory: MemoryBackend) -> None:
     lease.release()
     assert lease.released
     for use in (lease.check, lease.open_blocking, lambda: lease.dispatch_blocking(Sleep(0))):
-        with pytest.raises(SandboxClosed, match="session = session.to"):
+        with pytest.raises(SandboxClosed, match=r"session = session\.to"):
             use()
     assert kept.dispatch_blocking(Sleep(0)) is True
     kept.release()
@@ -478,11 +478,11 @@ def test_freeze_is_once_and_for_copies(memory: MemoryBackend) -> None:
     with pytest.raises(UsageError):
         placement.freeze()
     parent.release()
+    closed = Placement(NAME).acquire()
+    closed.open_blocking()
+    closed.release()
     with pytest.raises(SandboxClosed):
-        lease = Placement(NAME).acquire()
-        lease.open_blocking()
-        lease.release()
-        lease.placement.copy()
+        closed.placement.copy()
 
 
 def test_a_freeze_that_fails_fails_the_copy_and_nobody_else(memory: MemoryBackend) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from rath.backend import BackendSandboxSpec, BackendToolCommandRun, BackendToolFilesWrite, WorkspaceDiff, get
 from rath.backend.lease import Placement
-from rath.backend.local_diff import MAX_FILES, MAX_MATCHED_LINES, Baseline, compare
+from rath.backend.local_diff import MAX_BYTES, MAX_MATCHED_LINES, Baseline, compare
 from rath.backend.local_paths import Confined
 from rath.core import ports
 from rath.errors import SandboxError
@@ -139,11 +139,11 @@ def test_caches_and_version_control_do_not_count(tmp_path: Path) -> None:
 
 
 def test_a_workspace_too_large_to_keep_says_so(tmp_path: Path) -> None:
-    for n in range(MAX_FILES + 1):
-        (tmp_path / str(n)).touch()
+    with open(tmp_path / "large", "wb") as file:
+        file.truncate(MAX_BYTES + 1)
     with (
         get("local").open(BackendSandboxSpec(working_dir=str(tmp_path))) as sandbox,
-        pytest.raises(SandboxError, match="5,000 files"),
+        pytest.raises(SandboxError, match="64 MiB"),
     ):
         ports.engine().run(sandbox.diff())
 

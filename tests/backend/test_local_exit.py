@@ -45,8 +45,11 @@ def dead(pid: int) -> bool:
 
 
 def ends_clean(text: str, tmp_path: Path) -> str:
-    process = script(text, tmp_path)
-    out, err = process.communicate(timeout=30)
+    with script(text, tmp_path) as process:
+        try:
+            out, err = process.communicate(timeout=20)
+        finally:
+            process.kill()
     assert process.returncode == 0, err
     assert err == ""
     _, pid = out.splitlines()[0].split()

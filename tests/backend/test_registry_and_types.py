@@ -114,7 +114,7 @@ def test_the_default_is_local_until_it_is_set() -> None:
 
 def test_unknown_names_are_refused_with_the_known_ones() -> None:
     for use in (backend.get, backend.get_class, backend.set_default):
-        with pytest.raises(BackendNotFound, match="'nowhere'.*local"):
+        with pytest.raises(BackendNotFound, match=r"'nowhere'.*local"):
             use("nowhere")
     assert backend.preferred(["nowhere", "local"]) is backend.get("local")
     with pytest.raises(SandboxUnavailable, match="nowhere"):

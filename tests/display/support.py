@@ -13,10 +13,11 @@ HOSTILE = (
 )
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 VOID = {"meta", "br", "img", "link", "input", "hr", "base", "source"}
-ALLOWED_TAGS = set(
-    "a body circle code dd defs details div dl dt g h1 h2 h3 head html main marker meta nav p path pre rect section span "
-    "style summary svg text title".split()
-)
+ALLOWED_TAGS = {
+    *("html", "head", "meta", "title", "style", "body", "main", "nav", "section", "div", "span", "p", "a", "pre", "code"),
+    *("h1", "h2", "h3", "dl", "dt", "dd", "details", "summary"),
+    *("svg", "defs", "marker", "g", "path", "rect", "circle", "text"),
+}
 
 
 class Page(HTMLParser):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 import xml.etree.ElementTree as ElementTree
+from itertools import pairwise
 from uuid import UUID, uuid4
 
 import pytest
@@ -181,7 +182,7 @@ def test_boxes_of_a_layer_never_overlap_and_edges_go_down(data: st.DataObject) -
     layout = layered(parents, widths, gap=24)
     rows: dict[int, list[tuple[float, float]]] = {}
     for node, (x, layer) in layout.at.items():
-        assert -0.01 <= x - widths[node] / 2
+        assert x - widths[node] / 2 >= -0.01
         assert x + widths[node] / 2 <= layout.width + 0.01
         rows.setdefault(layer, []).append((x, widths[node]))
         for parent in parents[node]:
@@ -189,7 +190,7 @@ def test_boxes_of_a_layer_never_overlap_and_edges_go_down(data: st.DataObject) -
             assert len(layout.routes[parent, node]) == layer - layout.at[parent][1] - 1
     for boxes in rows.values():
         boxes.sort()
-        for (x0, w0), (x1, w1) in zip(boxes, boxes[1:], strict=False):
+        for (x0, w0), (x1, w1) in pairwise(boxes):
             assert x1 - x0 >= (w0 + w1) / 2 + 24 - 0.01
 
 

@@ -15,9 +15,7 @@ __all__ = ["LineageNode", "collect", "total_usage"]
 
 # A node's *own* usage is what its own completions used; these operators make none, whatever the session's
 # `cumulative_usage` adds up.
-_WITHOUT_OWN_USAGE = frozenset(
-    {LineageKind.OP_FORK, LineageKind.OP_DETACH, LineageKind.OP_APPEND, LineageKind.OP_MERGE}
-)
+_WITHOUT_OWN_USAGE = frozenset({LineageKind.OP_FORK, LineageKind.OP_DETACH, LineageKind.OP_APPEND, LineageKind.OP_MERGE})
 # Their second parent is the agent's session: its instructions.
 _WITH_AGENT = frozenset({LineageKind.OP_SESSION_LOOP, LineageKind.OP_SESSION_COMPRESS})
 _SHORT = {

@@ -116,9 +116,7 @@ def validate_acyclic(by_id: Mapping[UUID, LineageCarrier]) -> None:
         waiting_for[session_id] = len(carrier.parent_session_ids)
         for parent in carrier.parent_session_ids:
             if parent not in by_id:
-                raise LineageConsistencyError(
-                    f"session {session_id} has the parent {parent}, which is not in the graph"
-                )
+                raise LineageConsistencyError(f"session {session_id} has the parent {parent}, which is not in the graph")
             children.setdefault(parent, []).append(session_id)
     ready = [session_id for session_id, count in waiting_for.items() if count == 0]
     done = 0

@@ -17,7 +17,8 @@ from hashlib import blake2b
 from typing import Any
 
 from rath.core.encoding import decode_json, encode_json
-from rath.session.chunk import DIGEST_BYTES, ChunkKind, ChunkRow
+from rath.errors import UsageValueError
+from rath.session.chunk import DIGEST_BYTES, ChunkRow
 
 __all__ = [
     "CURRENT_SCHEMA_VERSION",
@@ -34,7 +35,6 @@ __all__ = [
     "encode_fields",
     "line_body",
     "row_from_bytes",
-    "row_payload",
     "seal",
     "sealed_hash",
 ]
@@ -49,11 +49,6 @@ SEAL_LENGTH = len(',"h":"0123456789abcdef"}')
 EMPTY_DIGEST = bytes(DIGEST_BYTES)
 
 _HEX = frozenset(b"0123456789abcdef")
-_ROW_START = {kind: b'{"kind":"%b","payload":' % kind.value.encode() for kind in ChunkKind}
-# After `{"kind":"` four letters tell the kinds apart.
-_KIND_AT = slice(9, 13)
-_BY_LETTERS = {start[_KIND_AT]: (kind, start) for kind, start in _ROW_START.items()}
-_set = object.__setattr__
 
 
 class BadLine(ValueError):
@@ -160,18 +155,9 @@ def row_from_bytes(encoded: bytes) -> ChunkRow:
     Raises:
         BadLine: they are not ``{"kind":…,"payload":{…}}`` in that form.
     """
-    kind, start = _BY_LETTERS.get(encoded[_KIND_AT], (ChunkKind.USER, b"\n"))
-    if not encoded.startswith(start) or not encoded.endswith(b"}"):
-        raise BadLine("a row that is not of a known form")
-    decode_object(encoded[len(start) : -1])
-    # The digest is over these bytes, so they are kept: encoding the payload again could spell it another way.
-    row = object.__new__(ChunkRow)
-    _set(row, "kind", kind)
-    _set(row, "encoded", encoded)
-    _set(row, "_raw", None)
+    try:
+        row = ChunkRow.from_encoded(encoded)
+    except UsageValueError:
+        raise BadLine("a row that is not of a known form") from None
+    decode_object(row.encoded_payload)
     return row
-
-
-def row_payload(row: ChunkRow) -> bytes:
-    """The payload's bytes as they go to a log: redacted."""
-    return row.encoded[len(_ROW_START[row.kind]) : -1]

@@ -58,9 +58,7 @@ class LogFile:
         self._fd = -1
         self._lock: PathLock | None = None
         if durability not in get_args(Durability):
-            raise UsageValueError(
-                f"durability is one of {', '.join(get_args(Durability))}; got {durability!r}"
-            )
+            raise UsageValueError(f"durability is one of {', '.join(get_args(Durability))}; got {durability!r}")
         self.path = Path(path).absolute()
         self.durability = durability
         self.epoch = os.urandom(8).hex()
@@ -146,9 +144,7 @@ class LogFile:
             if failed is not None:  # network file systems report a failed write here
                 self._fail(failed)
             self.finished = True
-            self._failure = PersistenceError(
-                f"the session log {self.path} is closed: nothing can be appended to it"
-            )
+            self._failure = PersistenceError(f"the session log {self.path} is closed: nothing can be appended to it")
 
     def abandon(self) -> None:
         """Let go without a last record; :meth:`finish` does nothing any more. Idempotent, never raises."""
@@ -213,9 +209,7 @@ class LogFile:
         if self._lock is not None:
             self._lock.disown()
             self._lock = None
-        self._failure = PersistenceError(
-            f"the session log {self.path} belongs to the process that this one forked from"
-        )
+        self._failure = PersistenceError(f"the session log {self.path} belongs to the process that this one forked from")
 
     def __del__(self) -> None:
         self._release()
@@ -268,11 +262,7 @@ def _make_empty(fd: int, path: Path) -> None:
 
 
 def _failure(path: Path, error: BaseException) -> PersistenceError:
-    why = (
-        (error.strerror or str(error))
-        if isinstance(error, OSError)
-        else f"interrupted by {type(error).__name__}"
-    )
+    why = (error.strerror or str(error)) if isinstance(error, OSError) else f"interrupted by {type(error).__name__}"
     return PersistenceError(
         f"the session log {path} could not be written: {why}. It keeps every record written before and has no trailer; "
         "nothing more is written to it"

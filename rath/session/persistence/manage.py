@@ -71,9 +71,7 @@ def list_persisted_sessions() -> list[PersistedSessionMeta]:
     except FileNotFoundError:
         return []
     except OSError as error:
-        raise PersistenceError(
-            f"cannot list the session logs in {directory}: {error.strerror or error}"
-        ) from error
+        raise PersistenceError(f"cannot list the session logs in {directory}: {error.strerror or error}") from error
     found = []
     for name in names:
         if name.endswith((SESSION_FILE_SUFFIX, SESSION_PARTIAL_SUFFIX)):

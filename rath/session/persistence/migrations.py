@@ -57,8 +57,7 @@ def _check(from_version: int, fn: object) -> None:
         raise UsageTypeError(f"a migration is a function of one record, not {type(fn).__name__}")
     if not isinstance(from_version, int) or from_version >= CURRENT_SCHEMA_VERSION:
         raise UsageValueError(
-            f"migrations lead from older schemas to the current one, {CURRENT_SCHEMA_VERSION}; "
-            f"got {from_version!r}"
+            f"migrations lead from older schemas to the current one, {CURRENT_SCHEMA_VERSION}; got {from_version!r}"
         )
 
 

@@ -109,8 +109,7 @@ def load_session(session_id: UUID | str, *, path: Path | str | None = None) -> P
         raise damaged(target, Finding("damaged", f"the header is of session {header.id}", 1, 0))
     if scan.header.get("prefix") is not None:
         raise PersistenceError(
-            f"{target} has its first rows in another log ('prefix'), which this version of rath cannot read: "
-            "use a newer one"
+            f"{target} has its first rows in another log ('prefix'), which this version of rath cannot read: use a newer one"
         )
     return PersistedSession(
         header=header,
@@ -133,9 +132,7 @@ def find_log(session_id: UUID | str) -> Path:
     for path in (session_file(session_id), session_partial_file(session_id)):
         if path.exists():
             return path
-    raise PersistenceError(
-        f"no log of session {parse_session_id(session_id)}: looked for {session_file(session_id)}"
-    )
+    raise PersistenceError(f"no log of session {parse_session_id(session_id)}: looked for {session_file(session_id)}")
 
 
 def damaged(path: Path, finding: Finding) -> DamagedLog:

@@ -151,9 +151,7 @@ def usage_to_json(usage: RathLLMTokenUsage | None) -> dict[str, Any] | None:
     return counts
 
 
-def header_fields(
-    session: Logged, *, epoch: str, provider: object | None, sandbox_handle_id: str | None
-) -> dict[str, Any]:
+def header_fields(session: Logged, *, epoch: str, provider: object | None, sandbox_handle_id: str | None) -> dict[str, Any]:
     """The fields of the header record of ``session``. Never waits for the session's rows."""
     spec = session.sandbox_spec
     if spec is not None:

@@ -10,7 +10,7 @@ from rath.core.encoding import encode_json
 from rath.core.events import Event, RowAppended, ToolFinished, ToolStarted, UsageReported
 from rath.core.redact import redact_text
 from rath.session.chunk import DIGEST_BYTES, ChunkRow, tool_feedback_chunk
-from rath.session.persistence.format import encode_fields, row_payload
+from rath.session.persistence.format import encode_fields
 from rath.session.persistence.records import Logged, usage_to_json
 from rath.session.persistence.writer import Durability, SessionLog
 
@@ -101,11 +101,9 @@ class JsonlRunLog:
         self._file.append("tool_intent", encode_fields(fields))
 
     def _tool_finished(self, event: ToolFinished) -> None:
-        payload = row_payload(tool_feedback_chunk(event.call_id, event.name, event.body))
+        payload = tool_feedback_chunk(event.call_id, event.name, event.body).encoded_payload
         call_id = encode_json(redact_text(event.call_id))
-        self._file.append(
-            "tool_result", b',"call_id":%b,"index":%d,"payload":%b' % (call_id, event.row_index, payload)
-        )
+        self._file.append("tool_result", b',"call_id":%b,"index":%d,"payload":%b' % (call_id, event.row_index, payload))
 
     def _usage_reported(self, event: UsageReported) -> None:
         fields = {**(usage_to_json(event.usage) or {}), "model": redact_text(event.model), "price": None}

@@ -225,13 +225,9 @@ class Scanner:
 
     def _trailer(self, record: dict[str, Any]) -> None:
         if record.get("final_chunk_count") != len(self.scan.rows):
-            raise BadLine(
-                f"the trailer counts {record.get('final_chunk_count')!r:.40} rows, not {len(self.scan.rows)}"
-            )
+            raise BadLine(f"the trailer counts {record.get('final_chunk_count')!r:.40} rows, not {len(self.scan.rows)}")
         if record.get("record_count") != self.seq + 1:
-            raise BadLine(
-                f"the trailer counts {record.get('record_count')!r:.40} records, not {self.seq + 1}"
-            )
+            raise BadLine(f"the trailer counts {record.get('record_count')!r:.40} records, not {self.seq + 1}")
         if record.get("digest") != self.digest.hex():
             raise BadLine("the trailer's digest does not match the rows")
         self.scan.trailer = record

@@ -10,20 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from rath.core.encoding import encode_json
-from rath.session.chunk import ChunkKind, ChunkRow, ChunkTable, tool_feedback_chunk
+from rath.session.chunk import INTERRUPTED_BODY, ChunkKind, ChunkRow, ChunkTable, tool_feedback_chunk
 
-__all__ = ["INTERRUPTED_BODY", "acceptable"]
-
-INTERRUPTED_BODY = encode_json(
-    {
-        "ok": False,
-        "error_kind": "interrupted",
-        "message": "the run was interrupted before this call's result was recorded; "
-        "it may or may not have taken effect",
-        "detail": None,
-    }
-).decode()
+__all__ = ["acceptable"]
 
 
 def acceptable(table: ChunkTable) -> ChunkTable:

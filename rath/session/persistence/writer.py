@@ -43,9 +43,7 @@ class SessionLog:
         self._digest = EMPTY_DIGEST
         self.file = LogFile(session_file(session.id) if path is None else path, durability)
         try:
-            fields = header_fields(
-                session, epoch=self.file.epoch, provider=provider, sandbox_handle_id=sandbox_handle_id
-            )
+            fields = header_fields(session, epoch=self.file.epoch, provider=provider, sandbox_handle_id=sandbox_handle_id)
             self.file.append("header", encode_fields(fields))
         except BaseException:
             self.file.discard()
@@ -57,9 +55,7 @@ class SessionLog:
         with file.mutex:
             file.check()
             if index != self.rows:
-                raise UsageValueError(
-                    f"rows are logged in order: the next index is {self.rows}, not {index!r}"
-                )
+                raise UsageValueError(f"rows are logged in order: the next index is {self.rows}, not {index!r}")
             try:
                 digest = row_digest(self._digest, row)
                 file.append("chunk", chunk_fields(index, row.encoded, digest))
@@ -111,13 +107,9 @@ class SessionWriter:
             first failure is final: every later call raises the same error, and no trailer is ever written.
     """
 
-    def __init__(
-        self, session: Session, *, sandbox_handle_id: str | None = None, path: Path | str | None = None
-    ) -> None:
+    def __init__(self, session: Session, *, sandbox_handle_id: str | None = None, path: Path | str | None = None) -> None:
         self._session = session
-        self._log = SessionLog(
-            session, None if path is None else Path(path), sandbox_handle_id=sandbox_handle_id
-        )
+        self._log = SessionLog(session, None if path is None else Path(path), sandbox_handle_id=sandbox_handle_id)
 
     @property
     def path(self) -> Path:
@@ -158,9 +150,7 @@ class SessionWriter:
     def __enter__(self) -> SessionWriter:
         return self
 
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None:
+    def __exit__(self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
         if exc_type is not None:
             self.abandon()
             return
