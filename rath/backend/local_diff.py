@@ -43,8 +43,15 @@ class Baseline:
 
     @classmethod
     def of(cls, root: Confined) -> Baseline:
-        """The files in ``root`` now. Blocks."""
+        """The files in ``root`` now; where they are too many or cannot be read, the reason why there is none. Blocks."""
         baseline = cls()
+        try:
+            baseline._keep(root)
+        except (OSError, SandboxError) as error:
+            baseline.reason = f"its files could not be kept when it was opened: {error}"
+        return baseline
+
+    def _keep(self, root: Confined) -> None:
         files = size = 0
         for found in walk(root, _ignored):
             if stat.S_ISDIR(found.status.st_mode):
@@ -52,19 +59,20 @@ class Baseline:
             files += 1
             size += found.status.st_size
             if files > MAX_FILES or size > MAX_BYTES:
-                baseline.reason = (
+                self.reason = (
                     f"it started with more than {MAX_FILES:,} files or {MAX_BYTES >> 20} MiB, and no copy of that is kept. "
                     "Use git in the workspace"
                 )
-                return baseline
-        if files:
-            baseline.path = own_directory()
-            try:
-                copy_tree(root, baseline.path, _ignored)
-            except BaseException:
-                remove_own(baseline.path)
-                raise
-        return baseline
+                return
+        if not files:
+            return
+        kept = own_directory()
+        try:
+            copy_tree(root, kept, _ignored)
+        except BaseException:
+            remove_own(kept)
+            raise
+        self.path = kept
 
     def share(self) -> Baseline:
         """For one more workspace."""
@@ -103,9 +111,20 @@ class _File:
 
 
 def compare(baseline: Baseline, root: Confined) -> WorkspaceDiff:
-    """The changes from ``baseline`` to what ``root`` holds now. Blocks."""
-    if baseline.reason:
-        raise SandboxError(f"cannot tell what changed in the workspace {root.path}: {baseline.reason}")
+    """The changes from ``baseline`` to what ``root`` holds now. Blocks.
+
+    Raises:
+        SandboxError: there is no baseline, or something cannot be read.
+    """
+    try:
+        if baseline.reason:
+            raise SandboxError(baseline.reason)
+        return _compare(baseline, root)
+    except (OSError, SandboxError) as error:
+        raise SandboxError(f"cannot tell what changed in the workspace {root.path}: {error}") from error
+
+
+def _compare(baseline: Baseline, root: Confined) -> WorkspaceDiff:
     before: dict[str, os.stat_result] = {}
     old_root = None if baseline.path is None else Confined(baseline.path)
     try:
@@ -141,9 +160,7 @@ def _files(root: Confined) -> dict[str, os.stat_result]:
         if stat.S_ISREG(status.st_mode) or stat.S_ISLNK(status.st_mode):
             found[path] = status
             if len(found) > MAX_NOW_FILES:
-                raise SandboxError(
-                    f"cannot tell what changed in the workspace {root.path}: it holds more than {MAX_NOW_FILES:,} files now"
-                )
+                raise SandboxError(f"it holds more than {MAX_NOW_FILES:,} files now")
     return found
 
 
@@ -160,9 +177,7 @@ def _load(root: Confined, path: str, status: os.stat_result) -> _File | None:
     except (OSError, Refused) as error:
         if isinstance(error, Refused) or vanished(error):
             return None
-        raise SandboxError(
-            f"cannot tell what changed in the workspace {root.path}: {path}: {error.strerror}"
-        ) from error
+        raise
 
 
 def _same(

@@ -10,15 +10,13 @@ import asyncio
 import os
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
-from enum import Enum
 from types import TracebackType
 from typing import Any, ClassVar, Self
 from weakref import ReferenceType
 
 from rath.backend.calls import (
+    BackendSandboxSpec,
     BackendTool,
     BackendToolCodeRun,
     BackendToolCommandRun,
@@ -26,12 +24,14 @@ from rath.backend.calls import (
     BackendToolFilesList,
     BackendToolFilesRead,
     BackendToolFilesWrite,
+    Capabilities,
     CodeResult,
     CommandResult,
     FileContent,
     FileEntries,
     FileEntry,
     FileWriteResult,
+    IsolationLevel,
     ToolExecutionFailure,
     ToolResult,
     WorkspaceDiff,
@@ -67,51 +67,6 @@ __all__ = [
     "close_unheld",
     "open_sandboxes",
 ]
-
-
-@dataclass
-class BackendSandboxSpec:
-    """How to open a sandbox; ``None`` leaves a field to the backend.
-
-    Args:
-        image: what the file system starts as, for backends that have images.
-        entrypoint: the sandbox's own main program, for backends that have one.
-        env: environment variables of every command.
-        timeout: how long a call may take that does not say so itself.
-        working_dir: the workspace.
-    """
-
-    image: str | None = None
-    entrypoint: Sequence[str] | None = None
-    env: Mapping[str, str] | None = None
-    timeout: timedelta | None = None
-    working_dir: str | None = None
-
-
-class IsolationLevel(str, Enum):
-    """What stands between a sandbox and the host."""
-
-    PROCESS = "process"
-    CONTAINER = "container"
-    MICROVM = "microvm"
-    VM = "vm"
-
-
-@dataclass(frozen=True, slots=True)
-class Capabilities:
-    """What a kind of backend can do, on any machine.
-
-    Args:
-        cold_start_ms_p50: the median time to open a sandbox, in milliseconds.
-        max_sandboxes: how many may be open at once; ``None`` for no limit.
-    """
-
-    isolation: IsolationLevel
-    supports_command: bool
-    supports_filesystem: bool
-    supports_code_interpreter: bool
-    cold_start_ms_p50: int | None = None
-    max_sandboxes: int | None = None
 
 
 # -- a sandbox --------------------------------------------------------------------------------------------------------

@@ -40,8 +40,9 @@ T = TypeVar("T")
 Status = Literal["pending", "running", "completed", "failed", "cancelled"]
 
 _log = logging.getLogger("rath.runtime")
-_lock = threading.Lock()
-_wait_lock = threading.Lock()
+# Reentrant: the collector may run a finaliser that touches another cell while we hold them.
+_lock = threading.RLock()
+_wait_lock = threading.RLock()
 _unread: WeakSet[Failure] = WeakSet()
 
 ancestry: ContextVar[tuple[Cell[Any], ...]] = ContextVar("rath.ancestry", default=())
@@ -215,9 +216,10 @@ class Cell(Generic[T]):
             self._failure = failure
             self._status = status
             self._callbacks = None
-            self.inputs = ()
-            self.on_cancel = None
             future = self._future
+        # Outside the lock: this may drop the last reference to whole chains.
+        self.inputs = ()
+        self.on_cancel = None
         if future is not None:
             future.set_result(None)
         _cascade(self, callbacks)
@@ -403,8 +405,8 @@ def reset_after_fork() -> None:
     """In a forked child: fresh locks, and nothing inherited is reported here (the parent does)."""
     global _lock, _wait_lock, _process_generation
     _process_generation += 1
-    _lock = threading.Lock()
-    _wait_lock = threading.Lock()
+    _lock = threading.RLock()
+    _wait_lock = threading.RLock()
     _cascades.queue = None
     for failure in list(_unread):
         failure.read = True

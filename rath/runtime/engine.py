@@ -24,6 +24,7 @@ from typing import Any, Protocol, TypeVar
 from rath.core import cell as cells
 from rath.core.ports import register
 from rath.errors import WouldDeadlock
+from rath.runtime.burst import Burst
 from rath.runtime.threads import ToolThreads
 
 __all__ = ["LocalEngine", "local_engine"]
@@ -47,11 +48,13 @@ class LocalEngine:
     def __init__(self) -> None:
         self.loop = asyncio.new_event_loop()
         self.threads = ToolThreads(self.loop)
-        self.open_work: set[Work] = set()
+        self._open: set[Work] = set()
+        self._burst = Burst()
         self._closers: list[Callable[[], Coroutine[Any, Any, None]]] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._inbox: deque[tuple[Callable[[], Coroutine[Any, Any, None]], contextvars.Context]] = deque()
-        self._lock = threading.Lock()
+        # Reentrant: the collector may run a finaliser that releases a sandbox (and so calls `start`) while we hold it.
+        self._lock = threading.RLock()
         self._waking = False
         self._drained = False
         self._thread = threading.Thread(target=self._serve, name="rath-engine", daemon=True)
@@ -83,7 +86,7 @@ class LocalEngine:
             self._waking = False
             inbox, self._inbox = self._inbox, deque()
         for work, context in inbox:
-            task = context.run(self.loop.create_task, work())
+            task = self.loop.create_task(work(), context=context)
             self._tasks.add(task)
             task.add_done_callback(self._finished)
 
@@ -111,6 +114,18 @@ class LocalEngine:
         """``function(*args)`` in a tool thread, with the caller's context variables."""
         return await self.threads.call(function, *args)
 
+    def opened(self, work: Work) -> None:
+        """Hold ``work`` until it is closed; the interpreter's exit waits for it."""
+        with self._lock:
+            self._open.add(work)
+            self._burst.update(len(self._open))
+
+    def closed(self, work: Work) -> None:
+        """Let go of ``work``."""
+        with self._lock:
+            self._open.discard(work)
+            self._burst.update(len(self._open))
+
     def at_close(self, closer: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Await ``closer()`` on the loop when the engine closes."""
         self._closers.append(closer)
@@ -127,7 +142,7 @@ class LocalEngine:
             self._wait_for_work(limit)
         except KeyboardInterrupt:
             _say("interrupted")
-        for work in list(self.open_work):
+        for work in list(self._open):
             _say(f"abandoned {work.describe()}")
             work.abandon()
         cells.report_unread()
@@ -138,14 +153,14 @@ class LocalEngine:
 
     def _wait_for_work(self, limit: float) -> None:
         start, said = time.monotonic(), 0
-        while self.open_work:
+        while self._open:
             waited = time.monotonic() - start
             if waited >= limit:
                 _say(f"gave up after {limit:g} s (RATH_DRAIN_S)")
                 return
             if waited >= QUIET_S and int(waited) > said:
                 said = int(waited)
-                count = len(self.open_work)
+                count = len(self._open)
                 _say(f"waiting for {count} unfinished run{'s'[: count != 1]} ({waited:.0f} of {limit:g} s; Ctrl-C ends it)")
             time.sleep(0.005 if waited < 0.2 else 0.05)
 

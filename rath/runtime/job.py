@@ -75,7 +75,7 @@ class Job:
 
     def submit(self) -> None:
         """Start as soon as every input is resolved."""
-        self.engine.open_work.add(self)
+        self.engine.opened(self)
         if not self._inputs:
             self._start()
         for session in self._inputs:
@@ -164,7 +164,7 @@ class Job:
 
     def _let_go(self) -> None:
         """Drop whatever would outlive the run: inputs, closures, the lease."""
-        self.engine.open_work.discard(self)
+        self.engine.closed(self)
         lease, self.lease = self.lease, None
         if lease is not None:
             lease.release()

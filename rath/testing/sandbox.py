@@ -184,21 +184,21 @@ class SandboxConformance:
     # -- time ---------------------------------------------------------------------------------------------------------
 
     def test_a_timeout_ends_the_whole_tree_and_keeps_the_output_so_far(self, sandbox: BackendSandbox) -> None:
-        tree = "(sleep 1; touch survivor1) & sh -c '(sleep 1; touch survivor2) & wait' & echo so far; wait; touch survivor3"
+        tree = "(sleep .8; touch survivor1) & sh -c '(sleep .8; touch survivor2) & wait' & echo so far; wait; touch survivor3"
         start = time.monotonic()
         failure = self.fail(sandbox.dispatch(BackendToolCommandRun(tree, timeout=0.4)), "timeout")
         assert time.monotonic() - start < 2.4
         assert "0.4" in failure.message
         assert "so far" in (failure.detail or "")
-        time.sleep(1)
+        time.sleep(0.6)
         assert not [n for n in (1, 2, 3) if self.there(sandbox, f"survivor{n}")]
         assert self.run(sandbox, "echo still good").stdout == b"still good\n"
 
     def test_a_timeout_ends_what_left_the_session_too(self, sandbox: BackendSandbox) -> None:
         if not self.kills_setsid:
             pytest.skip("this backend says that it cannot")
-        self.fail(sandbox.dispatch(BackendToolCommandRun("setsid sh -c 'sleep 1; touch survivor'", timeout=0.4)), "timeout")
-        time.sleep(1)
+        self.fail(sandbox.dispatch(BackendToolCommandRun("setsid sh -c 'sleep .8; touch survivor'", timeout=0.4)), "timeout")
+        time.sleep(0.6)
         assert not self.there(sandbox, "survivor")
 
     def test_a_timeout_ends_what_ignores_being_asked(self, sandbox: BackendSandbox) -> None:
@@ -211,7 +211,7 @@ class SandboxConformance:
         spec = replace(self.make_spec(), timeout=timedelta(seconds=0.3))
         with backend.open(spec) as sandbox:
             self.fail(sandbox.dispatch(BackendToolCommandRun("sleep 30")), "timeout")
-            assert self.run(sandbox, "sleep 0.5; echo done", timeout=20).stdout == b"done\n"
+            assert self.run(sandbox, "sleep 0.4; echo done", timeout=20).stdout == b"done\n"
 
     def test_a_timeout_that_is_none_is_a_failure(self, sandbox: BackendSandbox) -> None:
         self.fail(sandbox.dispatch(BackendToolCommandRun("true", timeout=0)), "invalid_tool_arguments")
@@ -224,7 +224,7 @@ class SandboxConformance:
     def test_a_cancelled_call_ends_its_tree(self, sandbox: BackendSandbox) -> None:
         async def cancel() -> None:
             task = asyncio.create_task(
-                sandbox.perform(BackendToolCommandRun("touch begun; (sleep 1; touch survivor) & wait"))
+                sandbox.perform(BackendToolCommandRun("touch begun; (sleep 0.6; touch survivor) & wait"))
             )
             await self.appears(sandbox, "begun")
             task.cancel()
@@ -232,7 +232,7 @@ class SandboxConformance:
                 await task
 
         on_engine(cancel())
-        time.sleep(1.2)
+        time.sleep(0.7)
         assert not self.there(sandbox, "survivor")
         assert self.run(sandbox, "echo still good").stdout == b"still good\n"
 

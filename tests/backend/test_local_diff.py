@@ -148,6 +148,24 @@ def test_a_workspace_too_large_to_keep_says_so(tmp_path: Path) -> None:
         ports.engine().run(sandbox.diff())
 
 
+def test_a_tree_too_deep_for_a_path_opens_and_says_why_it_has_no_diff_and_no_copy(tmp_path: Path) -> None:
+    deep = "n=$(printf 'd%.0s' $(seq 200)); for i in $(seq 25); do mkdir $n; cd $n; done; echo x > f"
+    lease = Placement("local", str(tmp_path)).acquire()
+    lease.dispatch_blocking(BackendToolCommandRun(deep))
+    again = Placement("local", str(tmp_path)).acquire()
+    for held in (lease, again):
+        assert held.dispatch_blocking(BackendToolFilesWrite("f", "x"))
+        with pytest.raises(SandboxError, match="too long"):
+            ports.engine().run(held.diff())
+    copy = lease.placement.copy()
+    child = copy.acquire()
+    copy.freeze()
+    with pytest.raises(SandboxError, match="cannot be copied.*too long"):
+        child.open_blocking()
+    for held in (lease, again, child):
+        held.release()
+
+
 def test_a_copys_diff_starts_where_its_parents_does(tmp_path: Path) -> None:
     (tmp_path / "f").write_text("start\n")
     parent = Placement("local", str(tmp_path)).acquire()

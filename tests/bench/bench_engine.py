@@ -40,10 +40,13 @@ def provider(rounds: int, latency_s: float = 0.0):
     return ScriptedClient([ROUND] * rounds + ["done"], latency_s=latency_s, by_turn=True).as_provider()
 
 
+AGENT = Session.from_agent_prompt("be quick")
+
+
 def start(model, tool_, rounds, user=None):
     return run_session_loop(
         user or Session.from_user_message("go"),
-        Session.from_agent_prompt("be quick"),
+        AGENT,
         agent_provider=model,
         tools=[tool_],
         max_tool_rounds=rounds + 1,

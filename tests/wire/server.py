@@ -202,7 +202,11 @@ class _Handler(BaseHTTPRequestHandler):
             return
         protocol = _Anthropic if request.path.endswith("/messages") else _OpenAI
         if request.streams:
-            self._send_stream(protocol.stream(answer, request), answer)
+            try:
+                self._send_stream(protocol.stream(answer, request), answer)
+            except ConnectionError:  # the client left while this was being written
+                self.server.wire.closed.put(self.number)
+                raise
         else:
             self._send_whole(json.dumps(protocol.whole(answer, request)).encode())
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 from typing import Any
 from uuid import UUID
 
+import msgspec
+
 from rath.core.cell import Cell, Status
 from rath.llm.types import RathLLMTokenUsage
 from rath.session.graph.kind import LineageKind
@@ -15,7 +17,7 @@ from rath.session.graph.kind import LineageKind
 __all__ = ["LineageRecord"]
 
 
-class LineageRecord:
+class LineageRecord(msgspec.Struct, gc=False, eq=False):
     """One node of the lineage graph: at most 1 kB, shared, without rows or sandbox.
 
     Attributes:
@@ -24,37 +26,15 @@ class LineageRecord:
         digest: the content digest, once known.
     """
 
-    __slots__ = (
-        "__weakref__",
-        "digest",
-        "extras",
-        "id",
-        "kind",
-        "operator",
-        "parent_ids",
-        "parents",
-        "status",
-        "usage",
-    )
-
-    def __init__(
-        self,
-        id: UUID,
-        parent_ids: tuple[UUID, ...] = (),
-        operator: str = "implicit",
-        kind: LineageKind = LineageKind.UNKNOWN,
-        extras: tuple[tuple[str, Any], ...] = (),
-        parents: tuple[LineageRecord, ...] = (),
-    ) -> None:
-        self.id = id
-        self.parent_ids = parent_ids
-        self.operator = operator
-        self.kind = kind
-        self.extras = extras
-        self.parents = parents
-        self.status: Status = "pending"
-        self.usage: RathLLMTokenUsage | None = None
-        self.digest: bytes | None = None
+    id: UUID
+    parent_ids: tuple[UUID, ...] = ()
+    operator: str = "implicit"
+    kind: LineageKind = LineageKind.UNKNOWN
+    extras: tuple[tuple[str, Any], ...] = ()
+    parents: tuple[LineageRecord, ...] = ()
+    status: Status = "pending"
+    usage: RathLLMTokenUsage | None = None
+    digest: bytes | None = None
 
     def settle(self, cell: Cell[Any]) -> None:
         """Take over what the resolved cell knows."""

@@ -1,0 +1,286 @@
+"""The command line as a whole: version, help, completion, missing packages, exit codes, sessions, doctor."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import rath as package
+from rath.llm.scripted import ScriptedClient
+from rath.session.loop import run_session_loop
+from rath.session.primitives import create_system_session, create_user_session
+from tests.cli.support import CONTROL, environment, rath
+from tests.display.support import HOSTILE
+
+
+def test_the_version_is_one_line(tmp_path: Path) -> None:
+    ran = rath(tmp_path, "--version")
+    assert (ran.code, ran.out, ran.err) == (0, f"rath {package.__version__}\n", "")
+
+
+def test_help_names_every_command(tmp_path: Path) -> None:
+    ran = rath(tmp_path, "--help")
+    assert ran.code == 0
+    for name in ("run", "demo", "sessions", "doctor", "--debug", "--install-completion"):
+        assert name in ran.out
+    for command in ("run", "demo", "doctor", "sessions", "sessions list", "sessions show"):
+        assert rath(tmp_path, *command.split(), "--help").code == 0
+
+
+def test_nothing_at_all_shows_the_help_and_is_wrong_usage(tmp_path: Path) -> None:
+    ran = rath(tmp_path)
+    assert ran.code in (0, 2)
+    assert "Usage: rath" in ran.out + ran.err
+
+
+def test_an_unknown_command_is_wrong_usage(tmp_path: Path) -> None:
+    ran = rath(tmp_path, "fly")
+    assert ran.code == 2
+    assert ran.err.startswith("error: ")
+    assert "rath --help" in ran.err
+
+
+def test_shells_can_complete_it(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", "import sys; sys.argv[0] = 'rath'; from rath.cli.main import main; sys.exit(main())"],
+        env=environment(tmp_path, {"_RATH_COMPLETE": "complete_bash", "COMP_WORDS": "rath se", "COMP_CWORD": "1"}),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "sessions" in done.stdout
+
+
+@pytest.mark.parametrize("missing", ["typer", "rich"])
+def test_without_its_packages_one_line_says_what_to_install(tmp_path: Path, missing: str) -> None:
+    code = f"import sys; sys.modules[{missing!r}] = None; from rath.cli.main import main; sys.exit(main(['--version']))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment(tmp_path), check=False)
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [f"rath: the command line needs the package {missing!r}: pip install 'rath[cli]'"]
+
+
+def test_the_command_line_starts_without_any_sdk(tmp_path: Path) -> None:
+    code = (
+        "import sys; from rath.cli.main import main; main(['--version']); "
+        "print(sorted({'openai', 'anthropic', 'docker', 'networkx', 'pydantic'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment(tmp_path), check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_a_reader_that_leaves_early_is_no_error(tmp_path: Path) -> None:
+    _a_log(tmp_path, "x\n" * 200_000)
+    done = subprocess.run(
+        ["sh", "-c", f"{sys.executable} -m rath sessions show 0 --full 2>err.txt | head -n 1; cat err.txt"],
+        cwd=tmp_path,
+        env=environment(tmp_path),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "Traceback" not in done.stdout
+    assert "BrokenPipe" not in done.stdout
+
+
+# -- sessions -----------------------------------------------------------------------------------------------------------
+
+
+def _a_log(home: Path, text: str, *, session_id: str = "0" * 32, operator: str | None = None) -> Path:
+    """A log of a session with this id: written by a run, then renamed with its header, as schema 1 allows by hand."""
+    directory = home / ".openrath" / "sessions"
+    directory.mkdir(parents=True, exist_ok=True)
+    dashed = f"{session_id[:8]}-{session_id[8:12]}-{session_id[12:16]}-{session_id[16:20]}-{session_id[20:]}"
+    header = {
+        "record_type": "header",
+        "schema_version": 1,
+        "id": dashed,
+        "created_at": "2026-01-02T03:04:05+00:00",
+        "parent_session_ids": [],
+        "lineage_operator": operator or "run_session_loop",
+        "lineage_kind": "op_session_loop",
+        "lineage_extras": [],
+        "sandbox_backend": None,
+        "sandbox_spec": None,
+        "sandbox_handle_id": None,
+    }
+    row = {"record_type": "chunk", "index": 0, "row": {"kind": "user", "payload": {"content": text}}}
+    path = directory / f"{dashed}.jsonl"
+    path.write_text(json.dumps(header) + "\n" + json.dumps(row) + "\n")
+    return path
+
+
+def _a_real_log(home: Path) -> Path:
+    script = ScriptedClient(
+        [{"text": "Look:", "tool_calls": [{"name": "run_shell_command", "arguments": {"cmd": "seq 100"}}]}, "Done."]
+    )
+    start = create_user_session("Count.").to("local")
+    path = home / ".openrath" / "sessions" / "real.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    run = run_session_loop(
+        start, create_system_session("Be."), agent_provider=script.as_provider(), persist_path=path
+    ).synchronize(20)
+    named = path.with_name(f"{run.id}.jsonl")
+    path.rename(named)
+    run.close_sandbox()
+    start.close_sandbox()
+    return named
+
+
+def test_sessions_are_listed_newest_first(tmp_path: Path) -> None:
+    old, new = _a_log(tmp_path, "x"), _a_real_log(tmp_path)
+    ran = rath(tmp_path, "sessions", "list")
+    assert ran.code == 0, ran.err
+    lines = ran.out.splitlines()
+    assert [line[:8] for line in lines] == ["id      ", new.stem[:8], old.stem[:8]]
+    assert lines[1].endswith("closed")
+    assert lines[2].endswith("open")
+    listed = rath(tmp_path, "sessions", "list", "--json").json
+    assert [entry["id"] for entry in listed] == [new.stem, old.stem]
+    assert [(entry["rows"], entry["closed"]) for entry in listed] == [(4, True), (1, False)]
+    assert [entry["path"] for entry in listed] == [str(new), str(old)]
+    assert len(rath(tmp_path, "sessions", "list", "-n", "1", "--json").json) == 1
+    assert "1 more" in rath(tmp_path, "sessions", "list", "-n", "1").out
+
+
+def test_no_sessions_is_no_error(tmp_path: Path) -> None:
+    ran = rath(tmp_path, "sessions", "list")
+    assert ran.code == 0
+    assert "no session logs" in ran.out
+    assert rath(tmp_path, "sessions", "list", "--json").json == []
+
+
+def test_a_session_is_shown_by_id_by_its_beginning_and_by_path(tmp_path: Path) -> None:
+    log = _a_real_log(tmp_path)
+    shown = [rath(tmp_path, "sessions", "show", which) for which in (log.stem, log.stem[:6].upper(), str(log))]
+    assert [ran.code for ran in shown] == [0, 0, 0]
+    assert shown[0].out == shown[1].out == shown[2].out
+    text = shown[0].out
+    assert "→ run_shell_command seq 100" in text
+    assert "✓ exit 0" in text
+    assert "more lines (--full)" in text
+    assert "\n    100\n" not in text
+    assert "\n    100\n" in rath(tmp_path, "sessions", "show", log.stem, "--full").out
+    as_json = rath(tmp_path, "sessions", "show", log.stem, "--json").json
+    assert as_json["verdict"] == "complete"
+    assert [row["kind"] for row in as_json["rows"]] == ["user", "assistant", "tool_result", "assistant"]
+
+
+def test_an_ambiguous_or_unknown_id_says_what_there_is(tmp_path: Path) -> None:
+    _a_log(tmp_path, "x", session_id="ab" + "0" * 30)
+    _a_log(tmp_path, "y", session_id="ab" + "1" * 30)
+    ambiguous = rath(tmp_path, "sessions", "show", "ab")
+    assert ambiguous.code == 2
+    assert "ab000000-" in ambiguous.err
+    assert "ab111111-" in ambiguous.err
+    assert rath(tmp_path, "sessions", "show", "ab0").code == 0
+    unknown = rath(tmp_path, "sessions", "show", "ffff")
+    assert unknown.code == 1
+    assert "rath sessions list" in unknown.err
+    for nonsense in ("../../etc/passwd", "not-an-id", ""):
+        ran = rath(tmp_path, "sessions", "show", nonsense)
+        assert ran.code in (1, 2)
+        assert ran.err.startswith("error: ")
+
+
+def test_an_open_log_is_shown_and_said_to_be_open(tmp_path: Path) -> None:
+    log = _a_log(tmp_path, "half done")
+    ran = rath(tmp_path, "sessions", "show", log.stem)
+    assert ran.code == 0
+    assert "half done" in ran.out
+    assert "the log is open" in ran.out
+    assert rath(tmp_path, "sessions", "show", log.stem, "--json").json["closed"] is False
+
+
+def test_a_damaged_log_is_refused_with_the_place(tmp_path: Path) -> None:
+    log = _a_real_log(tmp_path)
+    lines = log.read_bytes().splitlines(keepends=True)
+    lines[2] = lines[2].replace(b"a", b"b", 1)
+    log.write_bytes(b"".join(lines))
+    ran = rath(tmp_path, "sessions", "show", log.stem)
+    assert ran.code == 1
+    assert "line 3" in ran.err
+
+
+def test_a_hostile_log_cannot_drive_the_terminal(tmp_path: Path) -> None:
+    text = HOSTILE.replace("\ud800", "")
+    log = _a_log(tmp_path, text, operator=text)
+    for arguments in (["list"], ["show", log.stem], ["list", "--json"], ["show", log.stem, "--json"]):
+        ran = rath(tmp_path, "sessions", *arguments)
+        assert ran.code == 0, ran.err
+        assert CONTROL.search(ran.out.replace("\n", "")) is None
+        assert "\u202e" not in ran.out
+
+
+# -- doctor -------------------------------------------------------------------------------------------------------------
+
+
+def test_the_doctor_finds_that_the_core_works_without_docker_or_keys(tmp_path: Path) -> None:
+    ran = rath(tmp_path, "doctor")
+    assert ran.code == 0, ran.out + ran.err
+    assert "rath works here" in ran.out
+    assert "✓ a run" in ran.out
+    assert "· Docker" in ran.out
+    assert "not needed yet" in ran.out
+    assert "OPENAI_API_KEY is not set" in ran.out
+    checks = {check["name"]: check for check in rath(tmp_path, "doctor", "--json").json["checks"]}
+    assert checks["Python"]["level"] == "ok"
+    assert checks["Docker"]["level"] == "note"
+    assert str(tmp_path / ".openrath") in checks["data"]["found"]
+    assert not (tmp_path / ".openrath").exists()  # a doctor leaves nothing behind
+
+
+def test_the_doctor_never_shows_a_key(tmp_path: Path) -> None:
+    secret = "sk-proj-0123456789abcdef"
+    env = {"OPENAI_API_KEY": secret, "ANTHROPIC_API_KEY": secret + "x", "RATH_MODEL": "openai:gpt-5.5"}
+    ran = rath(tmp_path, "doctor", env=env)
+    assert ran.code == 0
+    assert "OPENAI_API_KEY is set" in ran.out
+    assert secret not in ran.out + ran.err
+    assert "0123456789abcdef" not in rath(tmp_path, "doctor", "--json", env=env).out
+
+
+def test_an_engine_that_never_answers_costs_the_doctor_two_seconds(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        began = time.monotonic()
+        ran = rath(tmp_path, "doctor", "--json", env={"DOCKER_HOST": f"tcp://127.0.0.1:{silent.getsockname()[1]}"})
+        elapsed = time.monotonic() - began
+    assert ran.code == 0
+    assert elapsed < 8  # two for the engine; the rest is starting Python on a busy machine
+    assert next(check for check in ran.json["checks"] if check["name"] == "Docker")["level"] == "note"
+
+
+def test_the_doctor_says_how_to_mend_a_data_directory_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    ran = rath(tmp_path, "doctor", env={"OPENRATH_HOME": str(tmp_path / "file" / "x")})
+    assert ran.code == 1
+    assert "✗ data" in ran.out
+    assert "set OPENRATH_HOME" in ran.out
+    assert "does not work here yet" in ran.out
+
+
+@pytest.mark.slow
+def test_a_wheel_has_the_demos_project_and_scripts(tmp_path: Path) -> None:
+    root = Path(package.__file__).parent.parent
+    subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)],
+        cwd=root,
+        check=True,
+        capture_output=True,
+        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
+    )
+    [wheel] = tmp_path.glob("*.whl")
+    names = set(zipfile.ZipFile(wheel).namelist())
+    data = root / "rath" / "cli" / "data"
+    shipped = {str(path.relative_to(root)) for path in data.rglob("*") if path.is_file() and "__pycache__" not in str(path)}
+    assert len(shipped) >= 9
+    assert shipped <= names
+
+
