@@ -135,19 +135,19 @@ def run_app(arguments: Sequence[str]) -> int:
     """Run a command line; see :func:`rath.cli.main.main` for the exit codes."""
     prepare_streams()
     arguments, debug = _without_debug(arguments)
-    log_to_stderr(logging.INFO if debug else logging.WARNING)
-    try:
-        code = app(list(arguments), prog_name="rath", standalone_mode=False)
-    except KeyboardInterrupt:
-        err().line("interrupted")
-        return 130
-    except BrokenPipeError:
-        # The reader left, e.g. `| head`. Python would complain again when it flushes at exit.
-        with contextlib.suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
-    except Exception as error:
-        return _explain(error, debug)
+    with log_to_stderr(logging.INFO if debug else logging.WARNING):
+        try:
+            code = app(list(arguments), prog_name="rath", standalone_mode=False)
+        except KeyboardInterrupt:
+            err().line("interrupted")
+            return 130
+        except BrokenPipeError:
+            # The reader left, e.g. `| head`. Python would complain again when it flushes at exit.
+            with contextlib.suppress(OSError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 141
+        except Exception as error:
+            return _explain(error, debug)
     return code if isinstance(code, int) else 0
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import TextIOWrapper
 from typing import Any, TextIO, TypeAlias
 
@@ -115,13 +117,20 @@ class _Warnings(logging.Handler):
             self.handleError(record)
 
 
-def log_to_stderr(level: int) -> None:
-    """Show what rath logs from ``level`` on, a line each."""
-    logger = logging.getLogger("rath")
-    if not any(isinstance(handler, _Warnings) for handler in logger.handlers):
-        logger.addHandler(_Warnings())
-        logger.propagate = False
+@contextmanager
+def log_to_stderr(level: int) -> Iterator[None]:
+    """Show what rath logs from ``level`` on, a line each, in this block."""
+    logger, handler = logging.getLogger("rath"), _Warnings()
+    before = logger.level, logger.propagate
+    logger.addHandler(handler)
     logger.setLevel(level)
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before[0])
+        logger.propagate = before[1]
 
 
 def prepare_streams() -> None:

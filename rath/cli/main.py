@@ -12,9 +12,9 @@ _missing = ""
 try:
     from rath.cli.app import run_app as _run
 except ModuleNotFoundError as error:
-    if error.name is None or error.name.partition(".")[0] not in ("rich", "typer", "click"):
+    _missing = (error.name or "").partition(".")[0]
+    if _missing not in ("rich", "typer", "click"):
         raise
-    _missing = error.name
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -7,9 +7,9 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
-from rath.core.ports import Tool
 from rath.errors import ToolNameConflictError, UsageTypeError, UsageValueError
 from rath.flow.agent_param import AgentParam
+from rath.flow.tool.base import FlowToolCall
 from rath.flow.workflow import Workflow
 from rath.llm.provider import Provider
 from rath.session.loop import OnEventCb, run_session_loop
@@ -38,7 +38,7 @@ class Agent(Workflow):
         self,
         system_prompt: str,
         provider: Provider | None = None,
-        tools: Sequence[Tool] | None = None,
+        tools: Sequence[FlowToolCall] | None = None,
         *,
         model: str | None = None,
         on_event: OnEventCb | None = None,
@@ -59,7 +59,7 @@ class Agent(Workflow):
             raise UsageTypeError(
                 f"Agent does not know {', '.join(sorted(unknown))}; it knows {', '.join(sorted(_LOOP_OPTIONS))}"
             )
-        self.tools: list[Tool] = list(tools or [])
+        self.tools: list[FlowToolCall] = list(tools or [])
         self._on_event = on_event
         self._loop_options = loop_options
         self.agent = AgentParam(Session.from_agent_prompt(system_prompt), provider)
@@ -75,7 +75,7 @@ class Agent(Workflow):
             **self._loop_options,
         )
 
-    def register_tool(self, tool: Tool) -> None:
+    def register_tool(self, tool: FlowToolCall) -> None:
         """Add a tool for calls from now on. Adding the same tool twice does nothing.
 
         Raises:

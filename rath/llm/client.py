@@ -8,7 +8,6 @@ the engine's loop.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator
 from types import TracebackType
@@ -89,7 +88,10 @@ async def _close(parts: AsyncIterator[Any]) -> None:
 
 
 class CompletionStream:
-    """A streamed completion as a plain iterator. Each step waits for the next delta."""
+    """A streamed completion as a plain iterator. Each step waits for the next delta.
+
+    One that is dropped without :meth:`close` ends its request too: the event loop closes forgotten generators.
+    """
 
     def __init__(self, client: ChatClientBase, request: RathLLMChatRequest) -> None:
         self._client = client
@@ -157,12 +159,3 @@ class CompletionStream:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-    def __del__(self) -> None:
-        if self._closed or self._parts is None:
-            return
-        # Garbage is collected on any thread, the engine's included: hand the work over instead of waiting for
-        # it.
-        parts = self._parts
-        with contextlib.suppress(Exception):  # the interpreter may be ending
-            ports.engine().start(lambda: _close(parts))

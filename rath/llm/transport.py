@@ -7,8 +7,8 @@ the history with its typed transformation: 25 ms for 101 messages, where encodin
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
-import threading
 from abc import abstractmethod
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Mapping
 from ipaddress import ip_address
@@ -88,52 +88,38 @@ C = TypeVar("C", bound=_Closable)
 class SdkClients(Generic[C]):
     """One SDK client for each configuration and event loop.
 
-    Making one costs 26-30 ms, and its connections belong to the loop. A client is closed when its loop shuts
-    down: by the engine, or by ``asyncio.run``. A forked child starts with none.
+    Making one costs 26-30 ms, and its connections belong to the loop. A client is closed when its loop shuts down: by
+    the engine, or by ``asyncio.run``. A forked child has an engine, and so a loop and clients, of its own.
     """
 
     def __init__(self, make: Callable[[Access], C]) -> None:
         self._make = make
-        self._lock = threading.Lock()
         self._by_loop: dict[
             asyncio.AbstractEventLoop, dict[Access, tuple[C, AsyncGenerator[None, None]]]
         ] = {}
-        self._inherited: list[Any] = []
-        os.register_at_fork(after_in_child=self._forget)
 
     async def get(self, access: Access) -> C:
         """The running loop's client for ``access``."""
         loop = asyncio.get_running_loop()
         clients = self._by_loop.get(loop)
         if clients is None:
-            clients = self._add_loop(loop)
+            for other in list(self._by_loop):
+                if other.is_closed():
+                    self._by_loop.pop(other, None)
+            clients = self._by_loop[loop] = {}
         found = clients.get(access)
         if found is not None:
             return found[0]
         client = self._make(access)
-        lifetime = _until_closed(client, lambda: clients.pop(access, None))
+        lifetime = _until_closed(client, functools.partial(clients.pop, access, None))
         clients[access] = (client, lifetime)
-        # A started asynchronous generator is what a loop closes when it shuts down (`shutdown_asyncgens`).
+        # A started asynchronous generator is what `asyncio.run` closes at its end (`shutdown_asyncgens`).
         await anext(lifetime)
         engine = ports.engine()
         at_close = getattr(engine, "at_close", None)
         if at_close is not None and engine.on_loop_thread():
             at_close(lifetime.aclose)
         return client
-
-    def _add_loop(
-        self, loop: asyncio.AbstractEventLoop
-    ) -> dict[Access, tuple[C, AsyncGenerator[None, None]]]:
-        with self._lock:
-            for old in [old for old in self._by_loop if old.is_closed()]:
-                del self._by_loop[old]
-            return self._by_loop.setdefault(loop, {})
-
-    def _forget(self) -> None:
-        # Kept, not dropped: dropping would say goodbye on connections that are the parent's too.
-        self._inherited.append(self._by_loop)
-        self._by_loop = {}
-        self._lock = threading.Lock()
 
 
 async def _until_closed(client: _Closable, forget: Callable[[], object]) -> AsyncGenerator[None, None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from rath.core import ports
 from rath.core.node import Node, call_site
@@ -19,6 +19,9 @@ from rath.session.manager import session_registry
 from rath.session.provider_builtin import DefaultSessionLoopExecutor
 from rath.session.request import RunRequest
 from rath.session.session import Session, journaled, make_session, new_record, share_lease
+
+if TYPE_CHECKING:  # for readers of the signature: at run time a tool is whatever `ports` says
+    from rath.flow.tool.base import FlowToolCall
 
 __all__ = [
     "OnEventCb",
@@ -119,7 +122,7 @@ def run_session_loop(
     agent_session: Session,
     *,
     agent_provider: Provider,
-    tools: Sequence[Tool] | None = None,
+    tools: Sequence[FlowToolCall] | None = None,
     executor: SessionLoopExecutor | None = None,
     max_tool_rounds: int = 64,
     on_event: OnEventCb | None = None,

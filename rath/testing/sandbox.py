@@ -184,7 +184,8 @@ class SandboxConformance:
     # -- time ---------------------------------------------------------------------------------------------------------
 
     def test_a_timeout_ends_the_whole_tree_and_keeps_the_output_so_far(self, sandbox: BackendSandbox) -> None:
-        tree = "(sleep .8; touch survivor1) & sh -c '(sleep .8; touch survivor2) & wait' & echo so far; wait; touch survivor3"
+        inner = "sh -c '(sleep .8; touch survivor2) & wait'"
+        tree = f"(sleep .8; touch survivor1) & {inner} & echo so far; wait; touch survivor3"
         start = time.monotonic()
         failure = self.fail(sandbox.dispatch(BackendToolCommandRun(tree, timeout=0.4)), "timeout")
         assert time.monotonic() - start < 2.4

@@ -87,6 +87,7 @@ def test_its_own_workspace_is_private_and_removed_at_the_close() -> None:
     assert not path.exists()
 
 
+@pytest.mark.slow
 def test_a_directory_nested_too_deep_for_python_is_removed_too() -> None:
     with get("local").open() as sandbox:
         path = Path(sandbox.handle)

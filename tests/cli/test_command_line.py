@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import socket
 import subprocess
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 
 import rath as package
+from rath.cli.main import main
 from rath.llm.scripted import ScriptedClient
 from rath.session.loop import run_session_loop
 from rath.session.primitives import create_system_session, create_user_session
@@ -31,21 +33,33 @@ def test_help_names_every_command(tmp_path: Path) -> None:
     assert ran.code == 0
     for name in ("run", "demo", "sessions", "doctor", "--debug", "--install-completion"):
         assert name in ran.out
-    for command in ("run", "demo", "doctor", "sessions", "sessions list", "sessions show"):
-        assert rath(tmp_path, *command.split(), "--help").code == 0
 
 
-def test_nothing_at_all_shows_the_help_and_is_wrong_usage(tmp_path: Path) -> None:
-    ran = rath(tmp_path)
-    assert ran.code in (0, 2)
-    assert "Usage: rath" in ran.out + ran.err
+@pytest.mark.parametrize("command", ["run", "demo", "doctor", "sessions", "sessions list", "sessions show"])
+def test_every_command_has_a_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*command.split(), "--help"]) == 0
+    assert f"Usage: rath {command}" in capsys.readouterr().out
 
 
-def test_an_unknown_command_is_wrong_usage(tmp_path: Path) -> None:
-    ran = rath(tmp_path, "fly")
-    assert ran.code == 2
-    assert ran.err.startswith("error: ")
-    assert "rath --help" in ran.err
+def test_nothing_at_all_shows_the_help_and_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) in (0, 2)
+    said = capsys.readouterr()
+    assert "Usage: rath" in said.out + said.err
+
+
+def test_an_unknown_command_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fly"]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith("error: ")
+    assert "rath --help" in said.err
+
+
+def test_the_librarys_logger_is_left_as_it_was(capsys: pytest.CaptureFixture[str]) -> None:
+    logger = logging.getLogger("rath")
+    before = (logger.level, logger.propagate, list(logger.handlers))
+    assert main(["--version"]) == 0
+    assert (logger.level, logger.propagate, list(logger.handlers)) == before
 
 
 def test_shells_can_complete_it(tmp_path: Path) -> None:
@@ -94,7 +108,7 @@ def test_a_reader_that_leaves_early_is_no_error(tmp_path: Path) -> None:
 
 
 def _a_log(home: Path, text: str, *, session_id: str = "0" * 32, operator: str | None = None) -> Path:
-    """A log of a session with this id: written by a run, then renamed with its header, as schema 1 allows by hand."""
+    """An open log of schema 1, which has no hashes and so can be written by hand: one row."""
     directory = home / ".openrath" / "sessions"
     directory.mkdir(parents=True, exist_ok=True)
     dashed = f"{session_id[:8]}-{session_id[8:12]}-{session_id[12:16]}-{session_id[16:20]}-{session_id[20:]}"
@@ -111,7 +125,7 @@ def _a_log(home: Path, text: str, *, session_id: str = "0" * 32, operator: str |
         "sandbox_spec": None,
         "sandbox_handle_id": None,
     }
-    row = {"record_type": "chunk", "index": 0, "row": {"kind": "user", "payload": {"content": text}}}
+    row = {"record_type": "chunk", "index": 0, "kind": "user", "payload": {"content": text}}
     path = directory / f"{dashed}.jsonl"
     path.write_text(json.dumps(header) + "\n" + json.dumps(row) + "\n")
     return path
@@ -184,10 +198,19 @@ def test_an_ambiguous_or_unknown_id_says_what_there_is(tmp_path: Path) -> None:
     unknown = rath(tmp_path, "sessions", "show", "ffff")
     assert unknown.code == 1
     assert "rath sessions list" in unknown.err
-    for nonsense in ("../../etc/passwd", "not-an-id", ""):
-        ran = rath(tmp_path, "sessions", "show", nonsense)
-        assert ran.code in (1, 2)
-        assert ran.err.startswith("error: ")
+
+
+@pytest.mark.parametrize("nonsense", ["../../etc/passwd", "not-an-id", "", "\x1b[2J", "x" * 5000])
+def test_what_cannot_be_an_id_is_refused(
+    nonsense: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OPENRATH_HOME", str(tmp_path))
+    assert main(["sessions", "show", nonsense]) in (1, 2)
+    said = capsys.readouterr()
+    assert said.err.startswith("error: ")
+    assert CONTROL.search(said.err.replace("\n", "")) is None
+    assert len(said.err) < 500
 
 
 def test_an_open_log_is_shown_and_said_to_be_open(tmp_path: Path) -> None:

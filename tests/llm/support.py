@@ -43,6 +43,8 @@ def wire_answer(reply: Reply) -> Answer | Raw:
     return Answer(
         reply.text,
         [(entry["id"], entry["name"], json.dumps(entry["arguments"])) for entry in reply.tool_calls],
-        usage=None if reply.usage is None else (reply.usage["prompt_tokens"], reply.usage["completion_tokens"]),
+        usage=None
+        if reply.usage is None
+        else (reply.usage["prompt_tokens"], reply.usage["completion_tokens"]),
         delay_s=reply.latency_s or 0.0,
     )

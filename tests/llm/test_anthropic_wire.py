@@ -27,7 +27,9 @@ LOOK = RathLLMFunctionTool("look", SCHEMA, "Looks.", strict=True)
 
 
 def client(server: WireServer, **fields: Any) -> RathAnthropicChatClient:
-    return RathAnthropicChatClient(Provider(**{"model": "m", "api_key": KEY, "base_url": server.url, **fields}))
+    return RathAnthropicChatClient(
+        Provider(**{"model": "m", "api_key": KEY, "base_url": server.url, **fields})
+    )
 
 
 def built(*messages: RathLLMMessage, **fields: Any) -> dict[str, Any]:
@@ -61,7 +63,9 @@ def test_a_request_is_sent_to_the_letter(stream: bool):
         RathLLMMessage("system", "Be brief."),
         RathLLMMessage("developer", "Be kind."),
         RathLLMMessage("user", "Look."),
-        RathLLMMessage("assistant", "I do.", tool_calls=(call("c1", "look", '{"path": "."}'), call("c2", "look", ""))),
+        RathLLMMessage(
+            "assistant", "I do.", tool_calls=(call("c1", "look", '{"path": "."}'), call("c2", "look", ""))
+        ),
         RathLLMMessage("tool", '{"ok": true}', tool_call_id="c1"),
         RathLLMMessage("tool", "two", tool_call_id="c2"),
         RathLLMMessage("user", "And?"),
@@ -98,7 +102,10 @@ def test_a_request_is_sent_to_the_letter(stream: bool):
         "system": "Be brief.\n\nBe kind.",
         "messages": [
             {"role": "user", "content": "Look."},
-            {"role": "assistant", "content": [text("I do."), use("c1", "look", {"path": "."}), use("c2", "look", {})]},
+            {
+                "role": "assistant",
+                "content": [text("I do."), use("c1", "look", {"path": "."}), use("c2", "look", {})],
+            },
             {"role": "user", "content": [result("c1", '{"ok": true}'), result("c2", "two"), text("And?")]},
         ],
         "tools": [{"name": "look", "description": "Looks.", "input_schema": SCHEMA}],
@@ -147,7 +154,9 @@ def test_empty_texts_are_not_sent_and_roles_still_alternate():
 
 def test_an_empty_result_is_sent_without_content():
     calls = RathLLMMessage("assistant", tool_calls=(call("a", "look", "{}"),))
-    assert built(calls, RathLLMMessage("tool", "", tool_call_id="a"))["messages"][1]["content"] == [result("a")]
+    assert built(calls, RathLLMMessage("tool", "", tool_call_id="a"))["messages"][1]["content"] == [
+        result("a")
+    ]
 
 
 def test_arguments_that_are_no_object_stay_visible():
@@ -158,7 +167,9 @@ def test_arguments_that_are_no_object_stay_visible():
 def test_ids_of_other_models_are_made_acceptable_and_stay_matched():
     foreign = "functions.look:0"
     messages = built(
-        RathLLMMessage("assistant", tool_calls=(call(foreign, "look", "{}"), call("functions.look:1", "look", "{}"))),
+        RathLLMMessage(
+            "assistant", tool_calls=(call(foreign, "look", "{}"), call("functions.look:1", "look", "{}"))
+        ),
         RathLLMMessage("tool", "r", tool_call_id=foreign),
     )["messages"]
     (first, second), (answer,) = messages[0]["content"], messages[1]["content"]
@@ -206,7 +217,12 @@ def test_calls_in_the_history_have_their_tools_declared():
 
 @pytest.mark.parametrize(
     ("fields", "expected"),
-    [({}, 4096), ({"max_tokens": 5}, 5), ({"max_completion_tokens": 6}, 6), ({"max_tokens": 5, "max_completion_tokens": 6}, 5)],
+    [
+        ({}, 4096),
+        ({"max_tokens": 5}, 5),
+        ({"max_completion_tokens": 6}, 6),
+        ({"max_tokens": 5, "max_completion_tokens": 6}, 5),
+    ],
 )
 def test_max_tokens_is_always_sent(fields: dict[str, int], expected: int):
     assert built(**fields)["max_tokens"] == expected
@@ -214,7 +230,9 @@ def test_max_tokens_is_always_sent(fields: dict[str, int], expected: int):
 
 def test_a_json_schema_becomes_an_output_format():
     wanted = {"type": "json_schema", "json_schema": {"name": "n", "schema": SCHEMA, "strict": True}}
-    assert built(response_format=wanted)["output_config"] == {"format": {"type": "json_schema", "schema": SCHEMA}}
+    assert built(response_format=wanted)["output_config"] == {
+        "format": {"type": "json_schema", "schema": SCHEMA}
+    }
 
 
 @pytest.mark.parametrize("fields", [{"n": 2}, {"response_format": {"type": "json_object"}}])
@@ -328,10 +346,21 @@ def test_a_stream_arrives_piece_by_piece():
     assert [part.usage for part in parts if part.usage] == [RathLLMTokenUsage(7, 5, 12)]
 
 
-def test_an_input_that_comes_with_its_start_is_not_lost():
+@pytest.mark.parametrize(("pieces", "expected"), [((), {"a": 1}), (('{"b"', ": 2}"), {"b": 2})])
+def test_an_input_that_comes_with_its_start_is_not_lost_and_not_doubled(
+    pieces: tuple[str, ...], expected: Any
+):
     events = (
         {"type": "message_start", "message": {}},
         {"type": "content_block_start", "index": 0, "content_block": use("t", "look", {"a": 1})},
+        *(
+            {
+                "type": "content_block_delta",
+                "index": 0,
+                "delta": {"type": "input_json_delta", "partial_json": piece},
+            }
+            for piece in pieces
+        ),
         {"type": "content_block_stop", "index": 0},
         {"type": "message_delta", "delta": {"stop_reason": "tool_use"}},
         {"type": "message_stop"},
@@ -339,21 +368,27 @@ def test_an_input_that_comes_with_its_start_is_not_lost():
     with WireServer(sse(*events, done=False, named=True)) as server:
         response = ask(client(server), stream=True)
     (made,) = response.primary_choice.message.tool_calls or ()
-    assert made.function.arguments_parsed == {"a": 1}
+    assert made.function.arguments_parsed == expected
     assert response.usage is None
 
 
 def test_an_error_event_is_a_provider_error():
     error = {"type": "error", "error": {"type": "overloaded_error", "message": "too busy"}}
     start = {"type": "message_start", "message": {}}
-    with WireServer(sse(start, error, done=False, named=True)) as server, pytest.raises(ProviderError, match="too busy") as caught:
+    with (
+        WireServer(sse(start, error, done=False, named=True)) as server,
+        pytest.raises(ProviderError, match="too busy") as caught,
+    ):
         ask(client(server), stream=True)
     assert (caught.value.code, caught.value.retryable) == ("overloaded_error", True)
 
 
 def test_a_stream_that_ends_before_its_message_is_a_passing_failure():
     start = {"type": "content_block_start", "index": 0, "content_block": text("x")}
-    with WireServer(sse(start, done=False, named=True)) as server, pytest.raises(ProviderError, match="whole") as caught:
+    with (
+        WireServer(sse(start, done=False, named=True)) as server,
+        pytest.raises(ProviderError, match="whole") as caught,
+    ):
         ask(client(server), stream=True)
     assert caught.value.retryable
 

@@ -72,9 +72,9 @@ def test_a_later_id_takes_the_earlier_ones_place_and_names_and_arguments_grow():
 
 
 def test_a_first_fragment_without_index_opens_the_first_call():
-    assert calls(Delta(tool_call_id="a", tool_call_name_delta="f"), Delta(tool_call_index=0, tool_call_args_delta="{}")) == [
-        ("a", "f", "{}")
-    ]
+    assert calls(
+        Delta(tool_call_id="a", tool_call_name_delta="f"), Delta(tool_call_index=0, tool_call_args_delta="{}")
+    ) == [("a", "f", "{}")]
 
 
 def test_fragments_without_index_go_by_their_id():
@@ -88,10 +88,11 @@ def test_fragments_without_index_go_by_their_id():
 
 def test_fragments_without_index_and_id_go_to_the_last_open_call():
     assert calls(
-        Delta(tool_call_index=1, tool_call_id="b", tool_call_name_delta="g"),
         Delta(tool_call_index=0, tool_call_id="a", tool_call_name_delta="f"),
+        Delta(tool_call_index=2, tool_call_id="c", tool_call_name_delta="h"),
+        Delta(tool_call_index=1, tool_call_id="b", tool_call_name_delta="g"),
         Delta(tool_call_args_delta="{}"),
-    ) == [("a", "f", "{}"), ("b", "g", "")]
+    ) == [("a", "f", ""), ("b", "g", "{}"), ("c", "h", "")]
 
 
 def test_ids_that_are_missing_or_the_same_are_made_distinct():

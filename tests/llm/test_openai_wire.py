@@ -26,7 +26,9 @@ from tests.wire.server import Answer, Raw, WireServer, sse
 HISTORY = (
     RathLLMMessage("system", "Be brief."),
     RathLLMMessage("user", "Look."),
-    RathLLMMessage("assistant", None, tool_calls=(call("c1", "look", '{"path": "."}'), call("c2", "look", ""))),
+    RathLLMMessage(
+        "assistant", None, tool_calls=(call("c1", "look", '{"path": "."}'), call("c2", "look", ""))
+    ),
     RathLLMMessage("tool", '{"ok": true}', tool_call_id="c1"),
     RathLLMMessage("tool", "two", tool_call_id="c2"),
     RathLLMMessage("assistant", None),
@@ -46,13 +48,18 @@ HISTORY_ON_THE_WIRE = [
 SCHEMA = {"type": "object", "properties": {"path": {"type": "string"}}}
 TOOLS = (RathLLMFunctionTool("look", SCHEMA, "Looks.", True), RathLLMFunctionTool("stop", {"type": "object"}))
 TOOLS_ON_THE_WIRE = [
-    {"type": "function", "function": {"name": "look", "description": "Looks.", "parameters": SCHEMA, "strict": True}},
+    {
+        "type": "function",
+        "function": {"name": "look", "description": "Looks.", "parameters": SCHEMA, "strict": True},
+    },
     {"type": "function", "function": {"name": "stop", "parameters": {"type": "object"}}},
 ]
 
 
 def client(server: WireServer, **fields: Any) -> RathOpenAIChatClient:
-    return RathOpenAIChatClient(Provider(**{"model": "m", "api_key": KEY, "base_url": server.openai_url, **fields}))
+    return RathOpenAIChatClient(
+        Provider(**{"model": "m", "api_key": KEY, "base_url": server.openai_url, **fields})
+    )
 
 
 def chunk(delta: dict[str, Any] | None = None, finish: str | None = None, **fields: Any) -> dict[str, Any]:
@@ -77,7 +84,9 @@ def calls_of(response: Any) -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_request_is_sent_to_the_letter(stream: bool):
-    req = request(*HISTORY, tools=TOOLS, tool_choice="auto", temperature=0.5, stop=["X"], max_tokens=10, seed=3)
+    req = request(
+        *HISTORY, tools=TOOLS, tool_choice="auto", temperature=0.5, stop=["X"], max_tokens=10, seed=3
+    )
     with WireServer(Answer("ok")) as server:
         ask(client(server), req, stream=stream)
     (sent,) = server.requests
@@ -184,7 +193,11 @@ def test_a_reply_keeps_everything_it_says():
                 "logprobs": {"content": []},
                 "message": {"role": "assistant", "content": "text", "refusal": "no", "reasoning": "because"},
             },
-            {"index": 1, "finish_reason": "content_filter", "message": {"role": "assistant", "content": "other"}},
+            {
+                "index": 1,
+                "finish_reason": "content_filter",
+                "message": {"role": "assistant", "content": "other"},
+            },
         ],
         "usage": {
             "prompt_tokens": 3,
@@ -222,16 +235,30 @@ def test_the_sdks_own_object_is_normalised_too():
         ({"content": None}, "stop", (None, [], "stop")),
         ({}, "length", (None, [], "length")),
         ({"content": "", "tool_calls": []}, "stop", (None, [], "stop")),
-        ({"content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}, "stop", ("ab", [], "stop")),
+        (
+            {"content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
+            "stop",
+            ("ab", [], "stop"),
+        ),
         ({"tool_calls": [call("", "f", "{}")]}, "stop", (None, [("f", "{}")], "tool_calls")),
         ({"tool_calls": [call("", "f", "{}")]}, None, (None, [("f", "{}")], "tool_calls")),
         ({"tool_calls": [call("", "f", "{}")]}, "weird", (None, [("f", "{}")], "tool_calls")),
-        ({"tool_calls": [{"function": {"name": "f", "arguments": {"a": 1}}}]}, "stop", (None, [("f", '{"a":1}')], "tool_calls")),
+        (
+            {"tool_calls": [{"function": {"name": "f", "arguments": {"a": 1}}}]},
+            "stop",
+            (None, [("f", '{"a":1}')], "tool_calls"),
+        ),
         ({"tool_calls": [{"function": {"name": "f"}}]}, "stop", (None, [("f", "")], "tool_calls")),
-        ({"tool_calls": [call("x", "f", ""), call("x", "g", "")]}, "stop", (None, [("f", ""), ("g", "")], "tool_calls")),
+        (
+            {"tool_calls": [call("x", "f", ""), call("x", "g", "")]},
+            "stop",
+            (None, [("f", ""), ("g", "")], "tool_calls"),
+        ),
     ],
 )
-def test_a_sloppy_reply_is_put_up_with(message: dict[str, Any], finish: str | None, expected: tuple[Any, ...]):
+def test_a_sloppy_reply_is_put_up_with(
+    message: dict[str, Any], finish: str | None, expected: tuple[Any, ...]
+):
     response = normalize_chat_completion({"choices": [{"message": message, "finish_reason": finish}]})
     choice = response.primary_choice
     assert (choice.message.content, calls_of(response), choice.finish_reason) == expected
@@ -241,11 +268,15 @@ def test_a_sloppy_reply_is_put_up_with(message: dict[str, Any], finish: str | No
 @pytest.mark.parametrize("usage", [None, 3, {}, {"prompt_tokens": None, "completion_tokens": 4}])
 def test_a_sloppy_usage_is_put_up_with(usage: Any):
     response = normalize_chat_completion({"choices": [{"message": {"content": "x"}}], "usage": usage})
-    expected = None if not isinstance(usage, dict) else RathLLMTokenUsage(0, 4 if usage else 0, 4 if usage else 0)
+    expected = (
+        None if not isinstance(usage, dict) else RathLLMTokenUsage(0, 4 if usage else 0, 4 if usage else 0)
+    )
     assert response.usage == expected
 
 
-@pytest.mark.parametrize("body", [b"{}", b'{"choices": []}', b'{"choices": null}', b"[]", b'"text"', b"<html>", b"", b"{"])
+@pytest.mark.parametrize(
+    "body", [b"{}", b'{"choices": []}', b'{"choices": null}', b"[]", b'"text"', b"<html>", b"", b"{"]
+)
 def test_a_reply_that_is_none_is_a_provider_error(body: bytes):
     with WireServer(Raw(body=body)) as server, pytest.raises(ProviderError, match="OpenAI sent a reply"):
         ask(client(server))
@@ -280,7 +311,9 @@ def fragment(arguments: str | None = None, **fields: Any) -> dict[str, Any]:
             [("f", '{"x": 1}')],
             id="as it should be",
         ),
-        pytest.param([fragment('{"x"', name="f"), fragment(": 1}")], [("f", '{"x": 1}')], id="no index, no id"),
+        pytest.param(
+            [fragment('{"x"', name="f"), fragment(": 1}")], [("f", '{"x": 1}')], id="no index, no id"
+        ),
         pytest.param(
             [fragment("{}", id="a", name="f"), fragment("{}", id="b", name="g")],
             [("f", "{}"), ("g", "{}")],
@@ -292,7 +325,12 @@ def fragment(arguments: str | None = None, **fields: Any) -> dict[str, Any]:
             id="no index, no id, two whole calls",
         ),
         pytest.param(
-            [fragment("{", id="a", name="f"), fragment("[", id="b", name="g"), fragment("}", id="a"), fragment("]", id="b")],
+            [
+                fragment("{", id="a", name="f"),
+                fragment("[", id="b", name="g"),
+                fragment("}", id="a"),
+                fragment("]", id="b"),
+            ],
             [("f", "{}"), ("g", "[]")],
             id="no index, interleaved by id",
         ),
@@ -319,7 +357,9 @@ def fragment(arguments: str | None = None, **fields: Any) -> dict[str, Any]:
     ],
 )
 @pytest.mark.parametrize("finish", ["tool_calls", "stop", None])
-def test_sloppy_fragments_become_the_right_calls(fragments: list[Any], expected: list[Any], finish: str | None):
+def test_sloppy_fragments_become_the_right_calls(
+    fragments: list[Any], expected: list[Any], finish: str | None
+):
     response = streamed(*fragments, chunk({}, finish))
     assert calls_of(response) == expected
     assert response.primary_choice.finish_reason == "tool_calls"
@@ -331,7 +371,14 @@ def test_arguments_that_are_an_object_are_taken_in_a_stream():
 
 
 def test_empty_and_foreign_chunks_are_passed_over():
-    response = streamed({"choices": []}, {}, {"choices": None}, {"choices": [None, {"index": 0}]}, chunk({"content": None}), chunk({"content": "x"}))
+    response = streamed(
+        {"choices": []},
+        {},
+        {"choices": None},
+        {"choices": [None, {"index": 0}]},
+        chunk({"content": None}),
+        chunk({"content": "x"}),
+    )
     assert response.primary_choice.message.content == "x"
     assert response.primary_choice.finish_reason == "stop"
     assert response.usage is None
@@ -344,11 +391,17 @@ def test_usage_in_a_chunk_with_choices_counts():
 
 def test_only_the_first_choice_is_streamed():
     other = {"choices": [{"index": 1, "delta": {"content": "other"}}]}
-    assert streamed(chunk({"content": "a"}), other, chunk({"content": "b"})).primary_choice.message.content == "ab"
+    assert (
+        streamed(chunk({"content": "a"}), other, chunk({"content": "b"})).primary_choice.message.content
+        == "ab"
+    )
 
 
 def test_a_refusal_is_not_lost():
-    assert streamed(chunk({"refusal": "I may not."}), chunk({}, "stop")).primary_choice.message.content == "I may not."
+    assert (
+        streamed(chunk({"refusal": "I may not."}), chunk({}, "stop")).primary_choice.message.content
+        == "I may not."
+    )
 
 
 def test_a_stream_may_end_without_done():

@@ -17,10 +17,38 @@ from rath.llm import RathLLMChatRequest, RathLLMFunctionTool, RathLLMMessage, re
 from rath.llm.provider import Provider, request_options
 from tests.llm.support import KEY
 
-DOCUMENTED = """base_url api_key model temperature top_p max_completion_tokens max_tokens stop n seed frequency_penalty
-presence_penalty tool_choice parallel_tool_calls response_format logit_bias logprobs top_logprobs reasoning_effort verbosity
-metadata user store service_tier extra_create_args retry_max_attempts retry_base_seconds budget_total_tokens
-on_budget_exceeded provider_kind""".split()
+DOCUMENTED = [
+    "base_url",
+    "api_key",
+    "model",
+    "temperature",
+    "top_p",
+    "max_completion_tokens",
+    "max_tokens",
+    "stop",
+    "n",
+    "seed",
+    "frequency_penalty",
+    "presence_penalty",
+    "tool_choice",
+    "parallel_tool_calls",
+    "response_format",
+    "logit_bias",
+    "logprobs",
+    "top_logprobs",
+    "reasoning_effort",
+    "verbosity",
+    "metadata",
+    "user",
+    "store",
+    "service_tier",
+    "extra_create_args",
+    "retry_max_attempts",
+    "retry_base_seconds",
+    "budget_total_tokens",
+    "on_budget_exceeded",
+    "provider_kind",
+]
 TOOL = RathLLMFunctionTool("look", {"type": "object"})
 
 
@@ -96,7 +124,9 @@ def test_a_wrong_type_names_the_field(field: str, value: Any):
         Provider(**{field: value})
 
 
-@pytest.mark.parametrize("field", ["retry_max_attempts", "retry_base_seconds", "budget_total_tokens", "max_tokens"])
+@pytest.mark.parametrize(
+    "field", ["retry_max_attempts", "retry_base_seconds", "budget_total_tokens", "max_tokens"]
+)
 def test_a_negative_amount_names_the_field(field: str):
     with pytest.raises(UsageValueError, match=rf"Provider\.{field}\b"):
         Provider(**{field: -1})
@@ -147,7 +177,9 @@ def test_without_tools_what_was_set_is_sent():
 
 
 def test_the_providers_tool_choice_is_stronger_than_the_default():
-    options = request_options(Provider(model="m", tool_choice="required"), tools=(TOOL,), default_tool_choice="auto")
+    options = request_options(
+        Provider(model="m", tool_choice="required"), tools=(TOOL,), default_tool_choice="auto"
+    )
     assert options["tool_choice"] == "required"
 
 
@@ -166,9 +198,19 @@ def _configure(home: Path, **providers: Any) -> None:
 
 
 def test_from_config_reads_the_default_and_the_named_provider(home: Path):
-    _configure(home, main={"model": "openai:a", "api_key": KEY, "temperature": 0.1, "max_tokens": 9}, other={"model": "b"})
+    _configure(
+        home,
+        main={"model": "openai:a", "api_key": KEY, "temperature": 0.1, "max_tokens": 9},
+        other={"model": "b"},
+    )
     main = Provider.from_config()
-    assert (main.provider_kind, main.model, main.api_key, main.temperature, main.max_tokens) == ("openai", "a", KEY, 0.1, 9)
+    assert (main.provider_kind, main.model, main.api_key, main.temperature, main.max_tokens) == (
+        "openai",
+        "a",
+        KEY,
+        0.1,
+        9,
+    )
     assert Provider.from_config("other", temperature=1.0) == Provider(model="b", temperature=1.0)
 
 
@@ -247,7 +289,9 @@ def test_the_data_directory_is_the_nearest_above(tmp_path: Path, monkeypatch: py
     assert openrath_home() == tmp_path / "named"
 
 
-def test_the_data_directory_is_in_the_users_home_if_there_is_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_data_directory_is_in_the_users_home_if_there_is_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.delenv("OPENRATH_HOME", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path / "user"))
     (tmp_path / "work").mkdir()

@@ -88,7 +88,9 @@ def test_retry_after_may_be_a_date_to_come(vendor: str):
 
 
 @BOTH
-@pytest.mark.parametrize("body", [b"", b"<html>Bad gateway</html>", b"[1]", b'{"error": "plain text"}', b"null"])
+@pytest.mark.parametrize(
+    "body", [b"", b"<html>Bad gateway</html>", b"[1]", b'{"error": "plain text"}', b"null"]
+)
 def test_an_error_body_of_any_form_is_an_error(vendor: str, body: bytes):
     error = failure(vendor, Raw(status=502, body=body))
     assert (error.status, error.retryable) == (502, True)
@@ -139,7 +141,13 @@ def test_a_provider_that_says_nothing_is_a_passing_failure(vendor: str, stream: 
 @STREAMING
 @pytest.mark.parametrize(
     ("code", "status", "retryable"),
-    [(429, 429, True), (502, 502, True), (400, 400, False), ("server_error", None, True), ("bad_thing", None, False)],
+    [
+        (429, 429, True),
+        (502, 502, True),
+        (400, 400, False),
+        ("server_error", None, True),
+        ("bad_thing", None, False),
+    ],
 )
 def test_an_error_under_status_200_is_an_error(stream: bool, code: Any, status: int | None, retryable: bool):
     body = {"error": {"message": "upstream broke", "code": code}}
@@ -154,7 +162,12 @@ def test_errors_survive_pickling(vendor: str):
     error.add_note("a note")
     again = pickle.loads(pickle.dumps(error))
     assert str(again) == str(error)
-    assert (again.status, again.retryable, again.retry_after_s, again.__notes__) == (429, True, 2.0, ["a note"])
+    assert (again.status, again.retryable, again.retry_after_s, again.__notes__) == (
+        429,
+        True,
+        2.0,
+        ["a note"],
+    )
 
 
 @BOTH

@@ -38,7 +38,9 @@ def test_importing_the_package_and_a_provider_loads_no_sdk():
         "chat_client_for(ScriptedClient(['x']).as_provider())\n"
         "print([m for m in ('openai', 'anthropic', 'httpx', 'pydantic') if m in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=30)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=30
+    )
     assert done.stdout.strip() == "[]"
 
 
@@ -48,7 +50,9 @@ def test_the_kind_chooses_the_client_and_openai_is_the_default():
     assert isinstance(chat_client_for(Provider(model="anthropic:m", api_key=KEY)), RathAnthropicChatClient)
 
 
-@pytest.mark.parametrize("make", [RathOpenAIChatClient, RathAnthropicChatClient, ScriptedClient.from_provider])
+@pytest.mark.parametrize(
+    "make", [RathOpenAIChatClient, RathAnthropicChatClient, ScriptedClient.from_provider]
+)
 def test_raths_clients_have_every_clients_protocol(make: Any):
     provider = Provider(model="m", api_key=KEY, client=ScriptedClient([]))
     client = make(provider)

@@ -40,7 +40,9 @@ def test_jitter_adds_at_most_thirty_percent(jitter: float):
     assert 0.5 <= (delays(Provider(), jitter=jitter)[0] or 0) <= 0.65
 
 
-@pytest.mark.parametrize("error", [ProviderError("no"), ValueError("x"), TurnTimeoutError("x"), KeyboardInterrupt()])
+@pytest.mark.parametrize(
+    "error", [ProviderError("no"), ValueError("x"), TurnTimeoutError("x"), KeyboardInterrupt()]
+)
 def test_only_a_passing_failure_of_the_provider_is_tried_again(error: BaseException):
     assert delays(Provider(), error) == [None] * 5
 

@@ -16,7 +16,14 @@ from typing import Any
 import pytest
 
 from rath.errors import ProviderError, UsageError, UsageTypeError, UsageValueError
-from rath.llm import Provider, RathLLMChatRequest, RathLLMMessage, RathLLMTokenUsage, ScriptedClient, chat_client_for
+from rath.llm import (
+    Provider,
+    RathLLMChatRequest,
+    RathLLMMessage,
+    RathLLMTokenUsage,
+    ScriptedClient,
+    chat_client_for,
+)
 from rath.llm.provider import request_options
 from rath.testing import Reply
 from tests.llm.support import ask, parts_of, request
@@ -50,7 +57,13 @@ def at_turn(turn: int) -> RathLLMChatRequest:
 
 def test_a_reply_may_be_a_text_a_dict_a_reply_or_a_function():
     client = ScriptedClient(
-        ["one", {"text": "two"}, Reply(text="three"), lambda req: req.messages[-1].content + "!", lambda req: {"text": "five"}]
+        [
+            "one",
+            {"text": "two"},
+            Reply(text="three"),
+            lambda req: req.messages[-1].content + "!",
+            lambda req: {"text": "five"},
+        ]
     )
     assert [said(client) for _ in range(5)] == ["one", "two", "three", "hi!", "five"]
 
@@ -67,7 +80,11 @@ def test_a_reply_has_all_its_fields():
     reply = Reply(
         text="t",
         reasoning="r",
-        tool_calls=[{"name": "f", "arguments": {"a": 1}, "id": "x"}, {"name": "g", "arguments": "{raw"}, {"name": "h"}],
+        tool_calls=[
+            {"name": "f", "arguments": {"a": 1}, "id": "x"},
+            {"name": "g", "arguments": "{raw"},
+            {"name": "h"},
+        ],
         finish_reason="length",
         usage={"prompt_tokens": 3, "completion_tokens": 4},
     )
@@ -88,7 +105,9 @@ def test_a_reply_has_all_its_fields():
 @pytest.mark.parametrize("stream", [False, True])
 def test_an_error_is_raised_each_time_anew(stream: bool):
     own = ValueError("own")
-    client = ScriptedClient([{"error": {"status": 429, "message": "slow", "retryable": True, "retry_after_s": 2}}, own, own])
+    client = ScriptedClient(
+        [{"error": {"status": 429, "message": "slow", "retryable": True, "retry_after_s": 2}}, own, own]
+    )
     with pytest.raises(ProviderError, match="slow") as caught:
         ask(client, stream=stream)
     assert (caught.value.status, caught.value.retryable, caught.value.retry_after_s) == (429, True, 2)
@@ -190,7 +209,11 @@ def test_by_turn_every_run_gets_the_whole_script():
 
 def test_by_turn_counts_a_request_made_by_hand():
     client = ScriptedClient(["first", "second"], by_turn=True)
-    history = (RathLLMMessage("user", "hi"), RathLLMMessage("assistant", "first"), RathLLMMessage("user", "and?"))
+    history = (
+        RathLLMMessage("user", "hi"),
+        RathLLMMessage("assistant", "first"),
+        RathLLMMessage("user", "and?"),
+    )
     assert said(client, request(*history[:1])) == "first"
     assert said(client, request(*history)) == "second"
 
@@ -277,7 +300,9 @@ def test_a_client_goes_with_its_provider():
 
 def test_a_file_is_a_script(tmp_path: Path):
     path = tmp_path / "script.json"
-    path.write_text(json.dumps(["a", {"tool_calls": [{"name": "f", "arguments": {}}]}, {"error": {"status": 500}}]))
+    path.write_text(
+        json.dumps(["a", {"tool_calls": [{"name": "f", "arguments": {}}]}, {"error": {"status": 500}}])
+    )
     client = chat_client_for(Provider(model=f"scripted:{path}"))
     assert said(client) == "a"
     assert ids(client)
@@ -295,7 +320,9 @@ def test_a_file_may_have_settings_and_each_client_begins_it_anew(tmp_path: Path)
     assert said(chat_client_for(provider)) == "a"
 
 
-@pytest.mark.parametrize("text", [None, "{", "3", '{"replise": []}', '{"replies": ["a"], "speed": 1}', "[1]", '[{"txt": "a"}]'])
+@pytest.mark.parametrize(
+    "text", [None, "{", "3", '{"replise": []}', '{"replies": ["a"], "speed": 1}', "[1]", '[{"txt": "a"}]']
+)
 def test_a_file_that_is_no_script_is_named_with_the_reason(tmp_path: Path, text: str | None):
     path = tmp_path / "script.json"
     if text is not None:

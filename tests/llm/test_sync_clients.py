@@ -58,7 +58,9 @@ def test_they_work_from_many_threads_at_once():
 
         def one(number: int) -> bool:
             req = request(model=str(number))
-            return made.complete(req).primary_choice.message.content == "hi" and bool(list(made.complete_stream(req)))
+            return made.complete(req).primary_choice.message.content == "hi" and bool(
+                list(made.complete_stream(req))
+            )
 
         with ThreadPoolExecutor(8) as pool:
             assert all(pool.map(one, range(24)))
@@ -179,16 +181,18 @@ def test_ctrl_c_while_waiting_for_a_delta_ends_the_stream():
 
 
 def test_scripted_clients_have_both_too():
-    made = ScriptedClient(["one", Reply(error={"retryable": True}), "two"], provider=Provider(retry_base_seconds=0))
+    made = ScriptedClient(
+        ["one", Reply(error={"retryable": True}), "two"], provider=Provider(retry_base_seconds=0)
+    )
     assert made.complete(request()).primary_choice.message.content == "one"
     assert fold_deltas(made.complete_stream(request())).primary_choice.message.content == "two"
 
 
 @BOTH
-def test_a_program_ends_without_a_word_about_open_connections(vendor: str):
+def test_a_program_ends_with_its_connections_closed_and_without_a_word(vendor: str):
     program = f"""
-        import asyncio, gc, sys
-        sys.argv = ["x", "{vendor}"]
+        import asyncio, atexit
+        from rath.core import ports
         from tests.llm.support import request, parts_of
         from tests.llm.test_sync_clients import client
         from tests.wire.server import Answer, WireServer
@@ -197,11 +201,26 @@ def test_a_program_ends_without_a_word_about_open_connections(vendor: str):
         made = client("{vendor}", server)
         made.complete(request())
         list(made.complete_stream(request()))
+        sdk = ports.engine().run(made.sdk_clients.get(made._access))
+        assert not sdk.is_closed()
+        atexit.register(lambda: print(len(server.requests), sdk.is_closed()))  # runs after the engine has drained
         asyncio.run(parts_of(made, stream=True))
-        gc.collect()
-        print(len(server.requests))
     """
-    assert _run(program, "-X", "dev", "-W", "error") == "3"
+    # A connection that is left open is an error at exit: ResourceWarning.
+    assert _run(program, "-W", "error") == "3 True"
+
+
+def test_asyncio_run_closes_the_clients_of_its_loop():
+    async def ask_and_keep(server: WireServer) -> Any:
+        made = client("openai", server)
+        async for _ in made.open_completion(request(), stream=False):
+            pass
+        sdk = await made.sdk_clients.get(made._access)
+        assert not sdk.is_closed()
+        return sdk
+
+    with WireServer(Answer("hi")) as server:
+        assert asyncio.run(ask_and_keep(server)).is_closed()
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
