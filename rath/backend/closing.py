@@ -12,7 +12,7 @@ from weakref import WeakSet, WeakValueDictionary
 
 from rath.core import ports
 
-__all__ = ["Closable", "close_all", "close_at_end", "everything", "track", "tracked"]
+__all__ = ["Closable", "close_all", "close_at_end", "ending", "everything", "track", "tracked"]
 
 _log = logging.getLogger("rath.backend")
 # The engine gives a closer 2 s.
@@ -31,6 +31,7 @@ class Closable(Protocol):
 _all: WeakValueDictionary[int, Closable] = WeakValueDictionary()
 _lock = threading.RLock()
 _engines: WeakSet[ports.Engine] = WeakSet()
+_ending = False
 
 
 def track(made: Closable) -> None:
@@ -58,7 +59,18 @@ def close_at_end() -> None:
     at_close = getattr(engine, "at_close", None)
     if at_close is not None:
         _engines.add(engine)
-        at_close(lambda: close_all(CLOSE_S))
+        at_close(_end)
+
+
+async def _end() -> None:
+    global _ending
+    _ending = True
+    await close_all(CLOSE_S)
+
+
+def ending() -> bool:
+    """Whether the engine is ending: Python 3.12 starts no more threads then, so what blocks has to block the loop."""
+    return _ending
 
 
 async def close_all(timeout_s: float) -> None:
@@ -80,8 +92,9 @@ async def close_all(timeout_s: float) -> None:
 
 
 def _reset_in_child() -> None:
-    global _lock
+    global _lock, _ending
     _lock = threading.RLock()
+    _ending = False
 
 
 os.register_at_fork(after_in_child=_reset_in_child)

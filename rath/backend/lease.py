@@ -165,12 +165,13 @@ class Placement:
     def _hand_over(self, sandbox: BackendSandbox, backend: Backend) -> None:
         mine = self._references
         with mine.lock, sandbox.references.lock:
+            # Side by side and in this order: the garbage collector may release a lease here, on this very thread.
+            self._sandbox = sandbox
+            self._references = sandbox.references
             sandbox.references.count += mine.count
             if sandbox.placement_ref is None or sandbox.placement_ref() is None:
                 sandbox.placement_ref = weakref.ref(self)
             gives = self.gives_files(backend)
-            self._references = sandbox.references
-            self._sandbox = sandbox
             waiting = [branch for ref in self.early if (branch := ref()) is not None and not branch.abandoned]
             self.early.clear()
             # Before any call can enter: nobody has seen the sandbox yet.

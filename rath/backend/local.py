@@ -18,6 +18,7 @@ from typing import ClassVar, TypeVar
 from weakref import WeakSet
 
 from rath.backend import local_files
+from rath.backend.closing import ending
 from rath.backend.local_code import command_for
 from rath.backend.local_diff import Baseline, compare
 from rath.backend.local_paths import DIRECTORY, Confined, Refused
@@ -169,7 +170,7 @@ class LocalBackend(Backend):
         if workspace.users == 0:  # else a thread still works with the descriptor, whose number must not get another meaning
             workspace.root.close()
         if workspace.own or workspace.baseline.path is not None:
-            await ports.engine().call(workspace.remove)
+            await _tidy(workspace.remove)
 
     # -- calls --------------------------------------------------------------------------------------------------------
 
@@ -221,7 +222,7 @@ class LocalBackend(Backend):
 
     async def _adiscard(self, snapshot: object) -> None:
         if isinstance(snapshot, _Snapshot):
-            await ports.engine().call(_discard, snapshot)
+            await _tidy(_discard, snapshot)
 
     async def _adiff(self, sandbox: BackendSandbox) -> WorkspaceDiff:
         workspace = _workspace(sandbox)
@@ -286,6 +287,14 @@ def _snapshot(workspace: _Workspace) -> _Snapshot:
 def _discard(snapshot: _Snapshot) -> None:
     remove_own(snapshot.path)
     snapshot.baseline.drop()
+
+
+async def _tidy(function: Callable[..., None], *args: object) -> None:
+    """Remove directories: in a thread, while there are threads."""
+    if ending():
+        function(*args)
+    else:
+        await ports.engine().call(function, *args)
 
 
 async def _in_thread(workspace: _Workspace, function: Callable[..., T], *args: object) -> T:

@@ -185,12 +185,11 @@ class _Run:
         self._pipes: list[IO[bytes]] = []
         self._unwritten = memoryview(b"")
         self._pidfd = -1
-        self._poll: asyncio.TimerHandle | None = None
         try:
             self._pidfd = os.pidfd_open(process.pid)
             loop.add_reader(self._pidfd, self._leader_ended)
         except (AttributeError, OSError):  # no such call here: look now and then
-            self._poll = loop.call_later(POLL_S, self._look)
+            loop.call_later(POLL_S, self._look)
 
     def watch(self, pipe: IO[bytes] | None) -> CappedOutput:
         """Read ``pipe`` to its end from now on."""
@@ -247,7 +246,7 @@ class _Run:
 
     def _look(self) -> None:
         if self.process.poll() is None:
-            self._poll = self.loop.call_later(POLL_S, self._look)
+            self.loop.call_later(POLL_S, self._look)
         else:
             self._leader_ended()
 

@@ -100,7 +100,7 @@ def demo(
     speed: Annotated[float, typer.Option(min=0.1, max=1000, help="How much faster the scripted models answer.")] = 1.0,
 ) -> int:
     """Watch three scripted agents fix a real failing test in overlapping branches. About five seconds."""
-    return int(cli.demo.run_demo(keep=keep, speed=speed, as_json=as_json))
+    return int(cli.demo.run_demo(keep=keep, speed=speed, json=as_json))
 
 
 @app.command()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import threading
 
 import docker
@@ -9,6 +11,7 @@ import docker
 __all__ = ["PATIENCE_S", "ping"]
 
 PATIENCE_S = 2.0
+_USUAL = "unix:///var/run/docker.sock"
 
 
 def ping() -> tuple[bool, str]:
@@ -22,10 +25,20 @@ def ping() -> tuple[bool, str]:
 
 
 def _ask() -> tuple[bool, str]:
-    try:
-        client = docker.from_env(timeout=PATIENCE_S)
+    host = os.environ.get("DOCKER_HOST") or _USUAL
+    if host.startswith("unix://"):
+        # Asked first, because the client's own error for a socket that is not there does not name it.
         try:
-            return True, f"engine {client.version().get('Version', '?')}"
+            with socket.socket(socket.AF_UNIX) as probe:
+                probe.settimeout(PATIENCE_S)
+                probe.connect(host.removeprefix("unix://"))
+        except OSError as error:
+            return False, f"{host}: {error.strerror or error}"
+    try:
+        # With a version given, making a client asks nothing yet: one that fails while it is made leaks its socket.
+        client = docker.from_env(timeout=PATIENCE_S, version="1.44")
+        try:
+            return True, f"engine {client.api.version(api_version=False).get('Version', '?')}"
         finally:
             client.close()
     except Exception as error:  # docker, requests and urllib3 each raise their own

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,8 +20,10 @@ from rath.cli.main import main
 from rath.llm.scripted import ScriptedClient
 from rath.session.loop import run_session_loop
 from rath.session.primitives import create_system_session, create_user_session
-from tests.cli.support import CONTROL, environment, rath
+from tests.cli.support import CONTROL, Ran, environment, rath
 from tests.display.support import HOSTILE
+
+RathHere = Callable[..., Ran]
 
 
 def test_the_version_is_one_line(tmp_path: Path) -> None:
@@ -148,32 +151,32 @@ def _a_real_log(home: Path) -> Path:
     return named
 
 
-def test_sessions_are_listed_newest_first(tmp_path: Path) -> None:
+def test_sessions_are_listed_newest_first(tmp_path: Path, rath_here: RathHere) -> None:
     old, new = _a_log(tmp_path, "x"), _a_real_log(tmp_path)
-    ran = rath(tmp_path, "sessions", "list")
+    ran = rath_here("sessions", "list")
     assert ran.code == 0, ran.err
     lines = ran.out.splitlines()
     assert [line[:8] for line in lines] == ["id      ", new.stem[:8], old.stem[:8]]
     assert lines[1].endswith("closed")
     assert lines[2].endswith("open")
-    listed = rath(tmp_path, "sessions", "list", "--json").json
+    listed = rath_here("sessions", "list", "--json").json
     assert [entry["id"] for entry in listed] == [new.stem, old.stem]
     assert [(entry["rows"], entry["closed"]) for entry in listed] == [(4, True), (1, False)]
     assert [entry["path"] for entry in listed] == [str(new), str(old)]
-    assert len(rath(tmp_path, "sessions", "list", "-n", "1", "--json").json) == 1
-    assert "1 more" in rath(tmp_path, "sessions", "list", "-n", "1").out
+    assert len(rath_here("sessions", "list", "-n", "1", "--json").json) == 1
+    assert "1 more" in rath_here("sessions", "list", "-n", "1").out
 
 
-def test_no_sessions_is_no_error(tmp_path: Path) -> None:
-    ran = rath(tmp_path, "sessions", "list")
+def test_no_sessions_is_no_error(rath_here: RathHere) -> None:
+    ran = rath_here("sessions", "list")
     assert ran.code == 0
     assert "no session logs" in ran.out
-    assert rath(tmp_path, "sessions", "list", "--json").json == []
+    assert rath_here("sessions", "list", "--json").json == []
 
 
-def test_a_session_is_shown_by_id_by_its_beginning_and_by_path(tmp_path: Path) -> None:
+def test_a_session_is_shown_by_id_by_its_beginning_and_by_path(tmp_path: Path, rath_here: RathHere) -> None:
     log = _a_real_log(tmp_path)
-    shown = [rath(tmp_path, "sessions", "show", which) for which in (log.stem, log.stem[:6].upper(), str(log))]
+    shown = [rath_here("sessions", "show", which) for which in (log.stem, log.stem[:6].upper(), str(log))]
     assert [ran.code for ran in shown] == [0, 0, 0]
     assert shown[0].out == shown[1].out == shown[2].out
     text = shown[0].out
@@ -181,62 +184,60 @@ def test_a_session_is_shown_by_id_by_its_beginning_and_by_path(tmp_path: Path) -
     assert "✓ exit 0" in text
     assert "more lines (--full)" in text
     assert "\n    100\n" not in text
-    assert "\n    100\n" in rath(tmp_path, "sessions", "show", log.stem, "--full").out
-    as_json = rath(tmp_path, "sessions", "show", log.stem, "--json").json
+    assert "\n    100\n" in rath_here("sessions", "show", log.stem, "--full").out
+    as_json = rath_here("sessions", "show", log.stem, "--json").json
     assert as_json["verdict"] == "complete"
     assert [row["kind"] for row in as_json["rows"]] == ["user", "assistant", "tool_result", "assistant"]
 
 
-def test_an_ambiguous_or_unknown_id_says_what_there_is(tmp_path: Path) -> None:
+def test_an_ambiguous_or_unknown_id_says_what_there_is(tmp_path: Path, rath_here: RathHere) -> None:
     _a_log(tmp_path, "x", session_id="ab" + "0" * 30)
     _a_log(tmp_path, "y", session_id="ab" + "1" * 30)
-    ambiguous = rath(tmp_path, "sessions", "show", "ab")
+    ambiguous = rath_here("sessions", "show", "ab")
     assert ambiguous.code == 2
     assert "ab000000-" in ambiguous.err
     assert "ab111111-" in ambiguous.err
-    assert rath(tmp_path, "sessions", "show", "ab0").code == 0
-    unknown = rath(tmp_path, "sessions", "show", "ffff")
+    assert rath_here("sessions", "show", "ab0").code == 0
+    unknown = rath_here("sessions", "show", "ffff")
     assert unknown.code == 1
     assert "rath sessions list" in unknown.err
 
 
 @pytest.mark.parametrize("nonsense", ["../../etc/passwd", "not-an-id", "", "\x1b[2J", "x" * 5000])
 def test_what_cannot_be_an_id_is_refused(
-    nonsense: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    nonsense: str, rath_here: RathHere
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("OPENRATH_HOME", str(tmp_path))
-    assert main(["sessions", "show", nonsense]) in (1, 2)
-    said = capsys.readouterr()
-    assert said.err.startswith("error: ")
-    assert CONTROL.search(said.err.replace("\n", "")) is None
-    assert len(said.err) < 500
+    ran = rath_here("sessions", "show", nonsense)
+    assert ran.code in (1, 2)
+    assert ran.err.startswith("error: ")
+    assert CONTROL.search(ran.err.replace("\n", "")) is None
+    assert len(ran.err) < 500
 
 
-def test_an_open_log_is_shown_and_said_to_be_open(tmp_path: Path) -> None:
+def test_an_open_log_is_shown_and_said_to_be_open(tmp_path: Path, rath_here: RathHere) -> None:
     log = _a_log(tmp_path, "half done")
-    ran = rath(tmp_path, "sessions", "show", log.stem)
+    ran = rath_here("sessions", "show", log.stem)
     assert ran.code == 0
     assert "half done" in ran.out
     assert "the log is open" in ran.out
-    assert rath(tmp_path, "sessions", "show", log.stem, "--json").json["closed"] is False
+    assert rath_here("sessions", "show", log.stem, "--json").json["closed"] is False
 
 
-def test_a_damaged_log_is_refused_with_the_place(tmp_path: Path) -> None:
+def test_a_damaged_log_is_refused_with_the_place(tmp_path: Path, rath_here: RathHere) -> None:
     log = _a_real_log(tmp_path)
     lines = log.read_bytes().splitlines(keepends=True)
     lines[2] = lines[2].replace(b"a", b"b", 1)
     log.write_bytes(b"".join(lines))
-    ran = rath(tmp_path, "sessions", "show", log.stem)
+    ran = rath_here("sessions", "show", log.stem)
     assert ran.code == 1
     assert "line 3" in ran.err
 
 
-def test_a_hostile_log_cannot_drive_the_terminal(tmp_path: Path) -> None:
+def test_a_hostile_log_cannot_drive_the_terminal(tmp_path: Path, rath_here: RathHere) -> None:
     text = HOSTILE.replace("\ud800", "")
     log = _a_log(tmp_path, text, operator=text)
     for arguments in (["list"], ["show", log.stem], ["list", "--json"], ["show", log.stem, "--json"]):
-        ran = rath(tmp_path, "sessions", *arguments)
+        ran = rath_here("sessions", *arguments)
         assert ran.code == 0, ran.err
         assert CONTROL.search(ran.out.replace("\n", "")) is None
         assert "\u202e" not in ran.out
@@ -260,29 +261,36 @@ def test_the_doctor_finds_that_the_core_works_without_docker_or_keys(tmp_path: P
     assert not (tmp_path / ".openrath").exists()  # a doctor leaves nothing behind
 
 
-def test_the_doctor_never_shows_a_key(tmp_path: Path) -> None:
+def test_the_doctor_never_shows_a_key(rath_here: RathHere, monkeypatch: pytest.MonkeyPatch) -> None:
     secret = "sk-proj-0123456789abcdef"
-    env = {"OPENAI_API_KEY": secret, "ANTHROPIC_API_KEY": secret + "x", "RATH_MODEL": "openai:gpt-5.5"}
-    ran = rath(tmp_path, "doctor", env=env)
-    assert ran.code == 0
+    for name in ("OPENAI_API_KEY", "ANTHROPIC_API_KEY", "RATH_MODEL"):
+        monkeypatch.setenv(name, secret)
+    ran, as_json = rath_here("doctor"), rath_here("doctor", "--json")
+    assert (ran.code, as_json.code) == (0, 0)
     assert "OPENAI_API_KEY is set" in ran.out
-    assert secret not in ran.out + ran.err
-    assert "0123456789abcdef" not in rath(tmp_path, "doctor", "--json", env=env).out
+    assert secret not in ran.out + ran.err + as_json.out + as_json.err
 
 
-def test_an_engine_that_never_answers_costs_the_doctor_two_seconds(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_an_engine_that_never_answers_costs_the_doctor_two_seconds(
+    rath_here: RathHere, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("DOCKER_HOST", f"tcp://127.0.0.1:{silent.getsockname()[1]}")
         began = time.monotonic()
-        ran = rath(tmp_path, "doctor", "--json", env={"DOCKER_HOST": f"tcp://127.0.0.1:{silent.getsockname()[1]}"})
+        ran = rath_here("doctor", "--json")
         elapsed = time.monotonic() - began
     assert ran.code == 0
-    assert elapsed < 8  # two for the engine; the rest is starting Python on a busy machine
+    assert elapsed < 5  # two for the engine; the rest on a busy machine
     assert next(check for check in ran.json["checks"] if check["name"] == "Docker")["level"] == "note"
 
 
-def test_the_doctor_says_how_to_mend_a_data_directory_that_cannot_be_written(tmp_path: Path) -> None:
+def test_the_doctor_says_how_to_mend_a_data_directory_that_cannot_be_written(
+    tmp_path: Path, rath_here: RathHere, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "file").write_text("")
-    ran = rath(tmp_path, "doctor", env={"OPENRATH_HOME": str(tmp_path / "file" / "x")})
+    monkeypatch.setenv("OPENRATH_HOME", str(tmp_path / "file" / "x"))
+    ran = rath_here("doctor")
     assert ran.code == 1
     assert "✗ data" in ran.out
     assert "set OPENRATH_HOME" in ran.out

@@ -7,14 +7,14 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from rath.cli.main import main
 from rath.session.persistence.reader import load_session
-from tests.cli.support import CONTROL, rath, rath_at_a_terminal, start_rath, write_script
+from tests.cli.support import CONTROL, Ran, rath, rath_at_a_terminal, start_rath, write_script
 from tests.display.support import HOSTILE
 from tests.wire.server import Answer, Raw, WireServer
 
@@ -82,10 +82,10 @@ def test_json_is_one_object_and_nothing_else(tmp_path: Path, workspace: Path, mo
     assert ran.json["workspace"] == str(workspace)
 
 
-def test_no_persist_leaves_no_log(tmp_path: Path, workspace: Path) -> None:
+def test_no_persist_leaves_no_log(tmp_path: Path, workspace: Path, rath_here: Callable[..., Ran]) -> None:
     model = write_script(tmp_path / "s.json", "Done.")
-    ran = rath(
-        tmp_path, "run", "Go", "--model", model, "--workspace", str(workspace), "--backend", "local", "--no-persist"
+    ran = rath_here(
+        "run", "Go", "--model", model, "--workspace", str(workspace), "--backend", "local", "--no-persist"
     )
     assert ran.code == 0
     assert not (tmp_path / ".openrath").exists()
@@ -115,31 +115,23 @@ def test_a_backend_has_to_be_named_and_nothing_runs_without(tmp_path: Path, mode
     ],
 )
 def test_wrong_usage_is_one_clear_line_and_exit_code_2(
-    arguments: list[str],
-    message: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    arguments: list[str], message: str, rath_here: Callable[..., Ran]
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    for name in ("OPENAI_API_KEY", "ANTHROPIC_API_KEY", "RATH_MODEL", "OPENAI_MODEL", "ANTHROPIC_MODEL", "OPENAI_BASE_URL"):
-        monkeypatch.delenv(name, raising=False)
-    assert main(["run", "Go", *arguments]) == 2
-    said = capsys.readouterr()
-    assert said.out == ""
-    first = said.err.splitlines()[0]
+    ran = rath_here("run", "Go", *arguments)
+    assert (ran.code, ran.out) == (2, "")
+    first = ran.err.splitlines()[0]
     assert first.startswith("error: ")
     assert message in first
-    assert "Traceback" not in said.err
+    assert "Traceback" not in ran.err
 
 
-def test_a_failed_run_is_exit_code_1_with_the_reason_and_a_log_that_loads(tmp_path: Path, workspace: Path) -> None:
+def test_a_failed_run_is_exit_code_1_with_the_reason_and_a_log_that_loads(tmp_path: Path, workspace: Path, rath_here: Callable[..., Ran]) -> None:
     model = write_script(
         tmp_path / "s.json",
         {"tool_calls": [call("list_workspace_files", path=".")]},
         {"error": {"message": "the model is on fire\nsecond line", "status": 400}},
     )
-    ran = rath(tmp_path, "run", "Go", "--model", model, "--workspace", "work", "--backend", "local")
+    ran = rath_here("run", "Go", "--model", model, "--workspace", "work", "--backend", "local")
     assert ran.code == 1
     assert "error: the model is on fire second line" in ran.err
     assert "Traceback" not in ran.err
@@ -151,15 +143,16 @@ def test_a_failed_run_is_exit_code_1_with_the_reason_and_a_log_that_loads(tmp_pa
 
 
 @pytest.mark.parametrize("arguments", [["--debug", "run", "Go"], ["run", "Go", "--debug"]])
-def test_debug_shows_the_traceback(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(arguments) == 2
-    assert "Traceback (most recent call last)" in capsys.readouterr().err
+def test_debug_shows_the_traceback(arguments: list[str], rath_here: Callable[..., Ran]) -> None:
+    ran = rath_here(*arguments)
+    assert ran.code == 2
+    assert "Traceback (most recent call last)" in ran.err
 
 
-def test_rounds_are_limited_and_it_says_so(tmp_path: Path, workspace: Path) -> None:
+def test_rounds_are_limited_and_it_says_so(tmp_path: Path, workspace: Path, rath_here: Callable[..., Ran]) -> None:
     model = write_script(tmp_path / "s.json", {"tool_calls": [call("list_workspace_files", path=".")]}, loop=True)
-    ran = rath(
-        tmp_path, "run", "Go", "--model", model, "--workspace", "work", "--backend", "local", "--max-rounds", "3", "--json"
+    ran = rath_here(
+        "run", "Go", "--model", model, "--workspace", "work", "--backend", "local", "--max-rounds", "3", "--json"
     )
     assert ran.code == 0
     assert ran.json["branches"][0]["truncated"] is True

@@ -393,6 +393,12 @@ def test_a_stream_that_ends_before_its_message_is_a_passing_failure():
     assert caught.value.retryable
 
 
+def test_a_stream_may_end_after_its_stop_reason():
+    end = {"type": "message_delta", "delta": {"stop_reason": "max_tokens"}}
+    with WireServer(sse(end, done=False, named=True)) as server:
+        assert ask(client(server), stream=True).primary_choice.finish_reason == "length"
+
+
 def test_a_server_that_does_not_stream_is_read_all_the_same():
     with WireServer(Raw(body=json.dumps({"content": [text("whole")]}).encode())) as server:
         assert ask(client(server), stream=True).primary_choice.message.content == "whole"

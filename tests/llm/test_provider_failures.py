@@ -45,8 +45,10 @@ def refusal(status: int, message: str = "because", **headers: str) -> Raw:
 @STREAMING
 @pytest.mark.parametrize(
     ("status", "retryable"),
-    [(400, False), (401, False), (403, False), (404, False), (413, False), (422, False)]
-    + [(408, True), (409, True), (429, True), (500, True), (502, True), (503, True), (529, True)],
+    [
+        *((status, False) for status in (400, 401, 403, 404, 413, 422)),
+        *((status, True) for status in (408, 409, 429, 500, 502, 503, 529)),
+    ],
 )
 def test_the_status_says_whether_to_try_again(vendor: str, stream: bool, status: int, retryable: bool):
     error = failure(vendor, refusal(status), stream=stream)
