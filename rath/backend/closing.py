@@ -54,12 +54,9 @@ def tracked() -> list[Closable]:
 def close_at_end() -> None:
     """Have the engine call :func:`close_all` when it ends. On its loop, each time something opens."""
     engine = ports.engine()
-    if engine in _engines:
-        return
-    at_close = getattr(engine, "at_close", None)
-    if at_close is not None:
+    if engine not in _engines:
         _engines.add(engine)
-        at_close(_end)
+        engine.at_close(_end)
 
 
 async def _end() -> None:

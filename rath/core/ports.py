@@ -55,6 +55,9 @@ class Engine(Protocol):
     def on_loop_thread(self) -> bool:
         """Whether the caller runs on the engine's loop."""
 
+    def at_close(self, closer: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Await ``closer()`` on the loop when the engine closes."""
+
 
 @runtime_checkable
 class ModelClient(Protocol):
@@ -135,6 +138,7 @@ _BUILT_IN: dict[tuple[str, str], str] = {
     ("tools", "merge"): "rath.flow.tool.table:merge_tools_for_loop",
     ("tools", "schemas"): "rath.flow.tool.table:tools_dict_to_schemas",
     ("backend", "local"): "rath.backend.local:LocalBackend",
+    ("display", "session_html"): "rath.display.html:session_html",
     ("client", "openai"): "rath.llm.openai:RathOpenAIChatClient",
     ("client", "anthropic"): "rath.llm.anthropic:RathAnthropicChatClient",
     ("client", "scripted"): "rath.llm.scripted:ScriptedClient.from_provider",

@@ -116,9 +116,8 @@ class SdkClients(Generic[C]):
         # A started asynchronous generator is what `asyncio.run` closes at its end (`shutdown_asyncgens`).
         await anext(lifetime)
         engine = ports.engine()
-        at_close = getattr(engine, "at_close", None)
-        if at_close is not None and engine.on_loop_thread():
-            at_close(lifetime.aclose)
+        if engine.on_loop_thread():
+            engine.at_close(lifetime.aclose)
         return client
 
 

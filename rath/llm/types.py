@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Any, Literal
 
 __all__ = [
@@ -80,7 +79,7 @@ class RathLLMChatRequest:
     user: str | None = None
     store: bool | None = None
     service_tier: str | None = None
-    extra_create_args: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    extra_create_args: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def deferred(
@@ -108,14 +107,11 @@ class RathLLMChatRequest:
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild_request, (
-            {f: getattr(self, f) for f in self.__dataclass_fields__ if f != "extra_create_args"},
-            dict(self.extra_create_args),
-        )
+        return _rebuild_request, ({name: getattr(self, name) for name in self.__dataclass_fields__},)
 
 
-def _rebuild_request(fields: dict[str, Any], extra: dict[str, Any]) -> RathLLMChatRequest:
-    return RathLLMChatRequest(**fields, extra_create_args=MappingProxyType(extra))
+def _rebuild_request(fields: dict[str, Any]) -> RathLLMChatRequest:
+    return RathLLMChatRequest(**fields)
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ from typing import Any, Protocol, TypeVar
 
 from rath.core import cell as cells
 from rath.core.ports import register
-from rath.errors import WouldDeadlock
+from rath.errors import RathError, WouldDeadlock
 from rath.runtime.burst import Burst
 from rath.runtime.threads import ToolThreads
 
@@ -57,6 +57,7 @@ class LocalEngine:
         self._lock = threading.RLock()
         self._waking = False
         self._drained = False
+        self._closed = False
         self._thread = threading.Thread(target=self._serve, name="rath-engine", daemon=True)
         self._thread.start()
         # The loop's callbacks run on this thread only; a cell that blocks there would block every run.
@@ -66,13 +67,19 @@ class LocalEngine:
 
     def _serve(self) -> None:
         asyncio.set_event_loop(self.loop)
-        self.loop.run_forever()
+        while not self._closed:
+            try:
+                self.loop.run_forever()
+            except (KeyboardInterrupt, SystemExit):
+                # Raised by user code in a task: asyncio gives it to whoever awaits the task, and to us.
+                continue
 
     def on_loop_thread(self) -> bool:
         return threading.get_ident() == self._thread.ident
 
     def start(self, work: Callable[[], Coroutine[Any, Any, None]], context: contextvars.Context | None = None) -> None:
         """Run ``work()`` on the loop soon, in ``context`` (a copy of the caller's by default). Never blocks."""
+        self._check_open()
         with self._lock:
             self._inbox.append((work, context or contextvars.copy_context()))
             if self._waking:
@@ -108,7 +115,16 @@ class LocalEngine:
                 "a blocking call inside the engine's own thread would never return: use its awaitable form, "
                 "or make the tool or callback a plain (not async) function"
             )
+        try:
+            self._check_open()
+        except RathError:
+            work.close()
+            raise
         return asyncio.run_coroutine_threadsafe(work, self.loop).result()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise RathError("the interpreter is exiting and rath's engine has closed: nothing can be started any more")
 
     async def call(self, function: Callable[..., T], *args: Any) -> T:
         """``function(*args)`` in a tool thread, with the caller's context variables."""
@@ -148,6 +164,7 @@ class LocalEngine:
         cells.report_unread()
         with contextlib.suppress(Exception, KeyboardInterrupt):
             asyncio.run_coroutine_threadsafe(self._close(), self.loop).result(5.0)
+        self._closed = True
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join(1.0)
 
@@ -162,7 +179,8 @@ class LocalEngine:
                 said = int(waited)
                 count = len(self._open)
                 _say(f"waiting for {count} unfinished run{'s'[: count != 1]} ({waited:.0f} of {limit:g} s; Ctrl-C ends it)")
-            time.sleep(0.005 if waited < 0.2 else 0.05)
+            # Python 3.12 starts no threads any more at this point: tools that need one get this one.
+            self.threads.help_out(0.005 if waited < 0.2 else 0.05)
 
     async def _close(self) -> None:
         current = asyncio.current_task()
@@ -176,6 +194,7 @@ class LocalEngine:
                 await asyncio.wait_for(closer(), 2.0)
             except Exception:
                 _log.exception("closing failed")
+        await self.loop.shutdown_asyncgens()
 
 
 def _drain_limit() -> float:

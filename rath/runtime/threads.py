@@ -12,6 +12,7 @@ import asyncio
 import contextvars
 import queue
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -91,12 +92,22 @@ class ToolThreads:
             return False
         return True
 
+    def help_out(self, timeout_s: float) -> None:
+        """Do one waiting call on the caller's thread if there are no threads for it, else sleep ``timeout_s``."""
+        if self._threads == 0:
+            try:
+                self._perform(*self._queue.get(timeout=timeout_s))
+            except queue.Empty:
+                return
+        else:
+            time.sleep(timeout_s)
+
     def _work(self) -> None:
         while True:
             with self._lock:
                 self._idle += 1
             try:
-                future, context, function, args = self._queue.get(timeout=IDLE_S)
+                call = self._queue.get(timeout=IDLE_S)
             except queue.Empty:
                 with self._lock:
                     self._idle -= 1
@@ -106,15 +117,24 @@ class ToolThreads:
                 continue
             with self._lock:
                 self._idle -= 1
-            result, error = None, None
-            try:
-                if not future.cancelled():
-                    result = context.run(function, *args)
-            except BaseException as raised:
-                error = raised
-            self._deliver(future, result, error)
+            self._perform(*call)
             # Or this thread's frame keeps the call's sessions alive until its next call.
-            del future, context, function, args, result, error
+            del call
+
+    def _perform(
+        self,
+        future: asyncio.Future[Any],
+        context: contextvars.Context,
+        function: Callable[..., Any],
+        args: tuple[Any, ...],
+    ) -> None:
+        result, error = None, None
+        try:
+            if not future.cancelled():
+                result = context.run(function, *args)
+        except BaseException as raised:
+            error = raised
+        self._deliver(future, result, error)
 
     def _deliver(self, future: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
         with self._lock:

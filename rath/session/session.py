@@ -412,6 +412,11 @@ class Session:
         )
         return _make(record, self._cell, _share(self._lease), self.lineage, self._run)
 
+    def _repr_html_(self) -> str:
+        """What Jupyter shows. Never waits."""
+        html: str = ports.load("display", "session_html")(self)
+        return html
+
     def __repr__(self) -> str:
         head = f"{type(self).__name__}(id={str(self.id)[:8]}…, operator={self.lineage_operator!r}"
         if self.sandbox_backend is not None:

@@ -31,9 +31,10 @@ def test_the_examples_of_a_page_run_as_written(page, tmp_path):
 
 
 def test_links_between_pages_lead_somewhere():
-    dead = []
-    for page in PAGES:
-        for target in re.findall(r"\]\(([^)#:]+?)(?:#[^)]*)?\)", page.read_text()):
-            if not (page.parent / target).exists():
-                dead.append(f"{page.name}: {target}")
+    dead = [
+        f"{page.name}: {target}"
+        for page in PAGES
+        for target in re.findall(r"\]\(([^)#:]+?)(?:#[^)]*)?\)", page.read_text())
+        if not (page.parent / target).exists()
+    ]
     assert dead == []

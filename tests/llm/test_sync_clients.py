@@ -188,26 +188,31 @@ def test_scripted_clients_have_both_too():
     assert fold_deltas(made.complete_stream(request())).primary_choice.message.content == "two"
 
 
-@BOTH
-def test_a_program_ends_with_its_connections_closed_and_without_a_word(vendor: str):
-    program = f"""
+def test_a_program_ends_with_its_connections_closed_and_without_a_word():
+    program = """
         import asyncio, atexit
         from rath.core import ports
-        from tests.llm.support import request, parts_of
-        from tests.llm.test_sync_clients import client
+        from rath.llm import Provider, RathAnthropicChatClient, RathLLMChatRequest, RathLLMMessage, RathOpenAIChatClient
         from tests.wire.server import Answer, WireServer
+        hi = RathLLMChatRequest(messages=(RathLLMMessage("user", "hi"),))
         server = WireServer(Answer("hi"), repeat=True)
         server.__enter__()
-        made = client("{vendor}", server)
-        made.complete(request())
-        list(made.complete_stream(request()))
-        sdk = ports.engine().run(made.sdk_clients.get(made._access))
-        assert not sdk.is_closed()
-        atexit.register(lambda: print(len(server.requests), sdk.is_closed()))  # runs after the engine has drained
-        asyncio.run(parts_of(made, stream=True))
+        async def in_another_loop(made):
+            async for _ in made.open_completion(hi, stream=True):
+                pass
+        sdks = []
+        for make, url in (RathOpenAIChatClient, server.openai_url), (RathAnthropicChatClient, server.url):
+            made = make(Provider(model="m", base_url=url))
+            made.complete(hi)
+            list(made.complete_stream(hi))
+            asyncio.run(in_another_loop(made))
+            sdks.append(ports.engine().run(made.sdk_clients.get(made._access)))
+        assert not any(sdk.is_closed() for sdk in sdks)
+        # This runs after the engine has drained.
+        atexit.register(lambda: print(len(server.requests), [sdk.is_closed() for sdk in sdks]))
     """
     # A connection that is left open is an error at exit: ResourceWarning.
-    assert _run(program, "-W", "error") == "3 True"
+    assert _run(program, "-W", "error") == "6 [True, True]"
 
 
 def test_asyncio_run_closes_the_clients_of_its_loop():
@@ -227,17 +232,17 @@ def test_asyncio_run_closes_the_clients_of_its_loop():
 def test_a_forked_child_has_connections_of_its_own():
     program = """
         import os
-        from tests.llm.support import request
-        from tests.llm.test_sync_clients import client
+        from rath.llm import Provider, RathLLMChatRequest, RathLLMMessage, RathOpenAIChatClient
         from tests.wire.server import Answer, WireServer
+        hi = RathLLMChatRequest(messages=(RathLLMMessage("user", "hi"),))
         with WireServer(Answer("hi"), repeat=True) as server:
-            made = client("openai", server)
-            made.complete(request())
+            made = RathOpenAIChatClient(Provider(model="m", base_url=server.openai_url))
+            made.complete(hi)
             child = os.fork()
             if child == 0:
-                os._exit(0 if made.complete(request()).primary_choice.message.content == "hi" else 1)
+                os._exit(0 if made.complete(hi).primary_choice.message.content == "hi" else 1)
             assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-            made.complete(request())
+            made.complete(hi)
             print([sent.connection for sent in server.requests])
     """
     assert _run(program) == "[1, 2, 1]"

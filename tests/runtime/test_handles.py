@@ -443,6 +443,34 @@ def test_ctrl_c_while_waiting_stops_the_wait_not_the_run():
     assert (code, out.split("\n")[:2]) == (0, ["interrupted running", "done"]), err
 
 
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(2)])
+def test_the_engine_survives_whatever_user_code_raises(error):
+    from rath.llm import Provider, register_chat_client
+
+    class Raises:
+        def __init__(self, provider):
+            self.provider = provider
+
+        def complete(self, req):
+            raise error
+
+        def complete_stream(self, req):
+            raise error
+            yield
+
+    register_chat_client("raises", Raises)
+    for options in ({}, {"on_event": lambda d: None}, {"middleware": [lambda runner: runner]}):
+        with pytest.raises(type(error)):
+            loop(Provider(provider_kind="raises"), **options).synchronize(5)
+
+    async def fail():
+        raise error
+
+    with pytest.raises(type(error)):
+        engine().run(fail())
+    assert loop(scripted("alive")).chunk_table[-1].text == "alive"
+
+
 # -- memory -----------------------------------------------------------------------------------------------------------
 
 
@@ -529,6 +557,36 @@ def test_the_engine_drains_at_exit_and_says_so_from_the_second_second(tmp_path):
     assert code == 0
     assert (tmp_path / "done.txt").read_text() == "finished"
     assert "waiting for 1 unfinished run" in err
+
+
+def test_synchronous_tools_of_a_draining_run_still_get_a_thread():
+    code, out, err = script(
+        """
+        from rath.flow.tool import tool
+        @tool
+        def say() -> bool:
+            print("tool ran", flush=True)
+            return True
+        time.sleep(0)
+        s = loop(scripted({"tool_calls": [{"name": "say", "arguments": {}}]}, "done", latency_s=0.3), tools=[say])
+        """
+    )
+    assert (code, out) == (0, "tool ran\n"), err
+
+
+def test_after_the_engine_has_closed_nothing_hangs():
+    code, out, err = script(
+        """
+        import atexit
+        def late():
+            try: loop(scripted("x")).synchronize()
+            except RuntimeError as error: print(error)
+        atexit.register(late)
+        loop(scripted("early")).synchronize()
+        """
+    )
+    assert code == 0
+    assert "exiting" in out + err
 
 
 def test_a_drain_gives_up_after_rath_drain_s_and_names_what_it_abandons():
