@@ -63,9 +63,7 @@ class Gate:
         """Wait until everything before ``place`` is out; for calls still running, until ``patience_s`` after it was made."""
         loop = asyncio.get_running_loop()
         place.granted = loop.create_future()
-        timer = loop.call_later(
-            max(0.0, place.made_at + patience_s - time.monotonic()), self._lose_patience, place
-        )
+        timer = loop.call_later(max(0.0, place.made_at + patience_s - time.monotonic()), self._lose_patience, place)
         self._advance()
         try:
             await place.granted

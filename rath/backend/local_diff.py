@@ -272,6 +272,4 @@ def _quoted(path: str) -> str:
     raw = os.fsencode(path)
     if all(0x20 <= byte < 0x7F and byte not in (0x22, 0x5C) for byte in raw):
         return path
-    return '"' + "".join(
-        _ESCAPES.get(byte) or (chr(byte) if 0x20 <= byte < 0x7F else f"\\{byte:03o}") for byte in raw
-    ) + '"'
+    return '"' + "".join(_ESCAPES.get(byte) or (chr(byte) if 0x20 <= byte < 0x7F else f"\\{byte:03o}") for byte in raw) + '"'

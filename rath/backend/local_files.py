@@ -79,9 +79,7 @@ def decode(data: bytes, encoding: str | None, relative: str) -> FileContent:
             "Give its encoding, or read it with a command",
         ) from None
     except (LookupError, ValueError):
-        raise Refused(
-            "invalid_tool_arguments", f"{encoding!r} is not a text encoding that Python knows"
-        ) from None
+        raise Refused("invalid_tool_arguments", f"{encoding!r} is not a text encoding that Python knows") from None
 
 
 def write_file(root: Confined, relative: str, data: bytes | str, mode: int) -> FileWriteResult:
@@ -94,9 +92,7 @@ def write_file(root: Confined, relative: str, data: bytes | str, mode: int) -> F
     with root.parent(relative, create=True) as (directory, name):
         _refuse_special(directory, name, relative)
         temporary = f".rath-{secrets.token_hex(8)}.tmp"
-        fd = os.open(
-            temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=directory
-        )
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=directory)
         try:
             try:
                 _write_all(fd, data)

@@ -276,7 +276,6 @@ async def arrival(future: concurrent.futures.Future[Any]) -> None:
     await waiter
 
 
-
 def _wake(waiter: asyncio.Future[None]) -> None:
     if not waiter.done():
         waiter.set_result(None)

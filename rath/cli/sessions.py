@@ -221,7 +221,6 @@ def _session_json(loaded: PersistedSession) -> dict[str, Any]:
         "lineage_extras": [list(pair) for pair in header.lineage_extras],
         "provider": header.provider,
         "sandbox_backend": header.sandbox_backend,
-        "usage": usage
-        and {name: getattr(usage, name) for name in ("prompt_tokens", "completion_tokens", "total_tokens")},
+        "usage": usage and {name: getattr(usage, name) for name in ("prompt_tokens", "completion_tokens", "total_tokens")},
         "rows": [decode_json(row.encoded) for row in loaded.chunk_table],
     }

@@ -145,4 +145,3 @@ def _edge(parent: LineageNode, child: LineageNode, layout: Layout[UUID]) -> str:
 
 def _instructs(parent: UUID, child: LineageNode) -> bool:
     return child.kind in _INSTRUCTED and len(child.parents) > 1 and child.parents[-1] == parent
-

@@ -54,9 +54,7 @@ def cut(text: str, limit: int) -> str:
 
 def width(text: str) -> int:
     """How many columns ``text`` takes: two for wide East Asian characters, none for combining ones."""
-    return sum(
-        0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text
-    )
+    return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
 
 
 def fit(text: str, columns: int) -> str:

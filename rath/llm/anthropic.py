@@ -118,13 +118,9 @@ def build_anthropic_kwargs(req: RathLLMChatRequest, *, default_model: str | None
     """
     model = req.model or default_model
     if not model:
-        raise UsageValueError(
-            "no model: set Provider(model=…), e.g. Provider(model='anthropic:claude-sonnet-4-5')"
-        )
+        raise UsageValueError("no model: set Provider(model=…), e.g. Provider(model='anthropic:claude-sonnet-4-5')")
     if req.n is not None and req.n > 1:
-        raise UsageValueError(
-            f"n={req.n}: Anthropic's models give one reply a request; make several requests"
-        )
+        raise UsageValueError(f"n={req.n}: Anthropic's models give one reply a request; make several requests")
     system, messages = _conversation(req.messages)
     arguments: dict[str, Any] = {
         "model": model,
@@ -254,9 +250,7 @@ def _tool_choice(choice: object) -> dict[str, Any] | None:
         return dict(choice)
     types = {"none": "none", "auto": "auto", "required": "any", "any": "any"}
     if choice not in types:
-        raise UsageValueError(
-            f"tool_choice {choice!r} is none of 'auto', 'none', 'required' and a function to call"
-        )
+        raise UsageValueError(f"tool_choice {choice!r} is none of 'auto', 'none', 'required' and a function to call")
     return {"type": types[str(choice)]}
 
 
@@ -407,16 +401,12 @@ class _EventReader:
                 yield RathLLMStreamDelta(reasoning_delta=delta["thinking"])
             case "input_json_delta" if delta.get("partial_json") and number in self._calls:
                 self._inputs.pop(number, None)
-                yield RathLLMStreamDelta(
-                    tool_call_index=self._calls[number], tool_call_args_delta=delta["partial_json"]
-                )
+                yield RathLLMStreamDelta(tool_call_index=self._calls[number], tool_call_args_delta=delta["partial_json"])
 
     def _stop_block(self, number: int) -> Iterator[RathLLMStreamDelta]:
         whole = self._inputs.pop(number, None)
         if whole is not None:
-            yield RathLLMStreamDelta(
-                tool_call_index=self._calls[number], tool_call_args_delta=encode_json(whole).decode()
-            )
+            yield RathLLMStreamDelta(tool_call_index=self._calls[number], tool_call_args_delta=encode_json(whole).decode())
 
 
 def _number(event: Mapping[str, Any]) -> int:

@@ -119,8 +119,7 @@ def _map(error: Exception, vendor: Vendor, base_url: str, timeout_s: float | Non
     if isinstance(error, vendor.timeout_error):
         waited = "" if timeout_s is None else f" within {timeout_s:g} s"
         return ProviderError(
-            f"{vendor.label} at {_shown(base_url)} did not answer{waited}; "
-            "Provider(timeout_s=…) sets how long to wait",
+            f"{vendor.label} at {_shown(base_url)} did not answer{waited}; Provider(timeout_s=…) sets how long to wait",
             code="timeout",
             retryable=True,
         )
@@ -137,16 +136,12 @@ def _map(error: Exception, vendor: Vendor, base_url: str, timeout_s: float | Non
         return stream_error(body if body is not None else {"message": str(error)}, vendor)
     if isinstance(error, ValueError) and not isinstance(error, UsageError):
         # The SDK decodes each event of a stream as JSON.
-        return ProviderError(
-            f"{vendor.label} sent a malformed stream: {redact_text(str(error))}", code="malformed"
-        )
+        return ProviderError(f"{vendor.label} sent a malformed stream: {redact_text(str(error))}", code="malformed")
     return None
 
 
 def _is_connection_error(error: Exception) -> bool:
-    return (
-        isinstance(error, OSError | EOFError) or type(error).__module__.split(".")[0] in _CONNECTION_MODULES
-    )
+    return isinstance(error, OSError | EOFError) or type(error).__module__.split(".")[0] in _CONNECTION_MODULES
 
 
 def _map_status(error: Exception, vendor: Vendor, base_url: str) -> ProviderError:

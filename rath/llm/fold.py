@@ -132,9 +132,7 @@ def fold_deltas(deltas: Iterable[RathLLMStreamDelta], model: str = "") -> RathLL
     return fold.response(model)
 
 
-def response_deltas(
-    response: RathLLMChatResponse, piece_chars: int | None = None
-) -> Iterator[RathLLMStreamDelta]:
+def response_deltas(response: RathLLMChatResponse, piece_chars: int | None = None) -> Iterator[RathLLMStreamDelta]:
     """The deltas of a reply that came whole; :func:`fold_deltas` makes the same message of them.
 
     Args:
@@ -148,9 +146,7 @@ def response_deltas(
     for piece in _pieces(message.content, piece_chars):
         yield RathLLMStreamDelta(content_delta=piece)
     for index, call in enumerate(message.tool_calls or ()):
-        yield RathLLMStreamDelta(
-            tool_call_index=index, tool_call_id=call.id, tool_call_name_delta=call.function.name
-        )
+        yield RathLLMStreamDelta(tool_call_index=index, tool_call_id=call.id, tool_call_name_delta=call.function.name)
         for piece in _pieces(call.function.arguments, piece_chars):
             yield RathLLMStreamDelta(tool_call_index=index, tool_call_args_delta=piece)
     yield RathLLMStreamDelta(finish_reason=choice.finish_reason)

@@ -303,9 +303,7 @@ class _ChunkReader:
     def finish(self) -> None:
         """The stream has ended."""
         if not self._chunks:
-            raise ProviderError(
-                f"{VENDOR.label} ended a stream that held nothing", code="connection", retryable=True
-            )
+            raise ProviderError(f"{VENDOR.label} ended a stream that held nothing", code="connection", retryable=True)
 
     def _read_choice(self, choice: Mapping[str, Any]) -> Iterator[RathLLMStreamDelta]:
         delta = choice.get("delta")

@@ -117,9 +117,7 @@ class Provider:
         if unknown:
             # The file is shared with other tools, so a key of theirs is no error; a typing mistake is worth a
             # line.
-            _log.warning(
-                "provider %r: ignored configuration keys that no Provider field has: %s", name, unknown
-            )
+            _log.warning("provider %r: ignored configuration keys that no Provider field has: %s", name, unknown)
         return cls(**{**{key: entry[key] for key in entry if key in known}, **overrides})
 
     @classmethod
@@ -242,9 +240,7 @@ def _check_types(provider: Provider) -> None:
         _set(provider, "stop", list(stop))
     callback = values["on_budget_exceeded"]
     if callback is not None and not callable(callback):
-        raise UsageTypeError(
-            f"Provider.on_budget_exceeded must be callable or None, not {type(callback).__name__}"
-        )
+        raise UsageTypeError(f"Provider.on_budget_exceeded must be callable or None, not {type(callback).__name__}")
     client = values["client"]
     if client is not None and not (hasattr(client, "open_completion") or hasattr(client, "complete")):
         raise UsageTypeError(
@@ -259,9 +255,7 @@ def _check_values(provider: Provider) -> None:
         if value is not None and not value >= 0:
             raise UsageValueError(f"Provider.{name} must not be negative: {value!r}")
     if provider.timeout_s is not None and not provider.timeout_s > 0:
-        raise UsageValueError(
-            f"Provider.timeout_s is a number of seconds above 0, not {provider.timeout_s!r}"
-        )
+        raise UsageValueError(f"Provider.timeout_s is a number of seconds above 0, not {provider.timeout_s!r}")
 
 
 def _from_store(store: Any, name: str | None) -> Mapping[str, Any]:
@@ -301,7 +295,5 @@ def _read_config(path: Path) -> Mapping[str, Any]:
 def _section(parent: Mapping[str, Any], key: str, path: Path) -> Mapping[str, Any]:
     section = parent.get(key, {})
     if not isinstance(section, Mapping):
-        raise UsageError(
-            f"{key!r} in the configuration {path} must be a JSON object, not {type(section).__name__}"
-        )
+        raise UsageError(f"{key!r} in the configuration {path} must be a JSON object, not {type(section).__name__}")
     return section

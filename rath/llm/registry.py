@@ -66,9 +66,7 @@ def register_chat_client(kind: str, factory: ChatClientFactory) -> None:
     if not kind or ":" in kind:
         raise UsageValueError(f"{kind!r} cannot name a client kind: it must not be empty or contain ':'")
     if not callable(factory):
-        raise UsageTypeError(
-            f"the factory for {kind!r} must be callable with a Provider, not {type(factory).__name__}"
-        )
+        raise UsageTypeError(f"the factory for {kind!r} must be callable with a Provider, not {type(factory).__name__}")
     ports.register(PORT, kind, factory)
 
 

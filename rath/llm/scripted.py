@@ -137,9 +137,7 @@ class ScriptedClient(ChatClientBase):
         self._provider = provider or Provider(model=model, provider_kind=KIND)
         self._script = [_read(reply, place) for place, reply in enumerate(replies)]
         # Most replies are the same whenever they are given: made once, shared by all who get them.
-        self._ready = [
-            self._make(r, place) if isinstance(r, Reply) else None for place, r in enumerate(self._script)
-        ]
+        self._ready = [self._make(r, place) if isinstance(r, Reply) else None for place, r in enumerate(self._script)]
         self._calls = itertools.count()  # its `next` is atomic
 
     @classmethod
@@ -300,9 +298,7 @@ class _Ready:
         message = choice.message
         calls = tuple(
             part if "id" in entry else RathLLMToolCallPart(f"call_{number}_{place}", part.type, part.function)
-            for place, (entry, part) in enumerate(
-                zip(self._reply.tool_calls, message.tool_calls or (), strict=True)
-            )
+            for place, (entry, part) in enumerate(zip(self._reply.tool_calls, message.tool_calls or (), strict=True))
         )
         renamed = RathLLMAssistantMessage(
             content=message.content, reasoning_content=message.reasoning_content, tool_calls=calls
@@ -343,16 +339,12 @@ def _read(reply: Any, place: int) -> Reply | Callable[[RathLLMChatRequest], Any]
     if isinstance(reply, Mapping):
         unknown = sorted(set(map(str, reply)) - _FIELDS)
         if unknown:
-            raise UsageValueError(
-                f"reply {place} has unknown fields {unknown}; known: {', '.join(sorted(_FIELDS))}"
-            )
+            raise UsageValueError(f"reply {place} has unknown fields {unknown}; known: {', '.join(sorted(_FIELDS))}")
         reply = Reply(**reply)
     if isinstance(reply, Reply):
         for entry in reply.tool_calls:
             if not isinstance(entry, Mapping) or not isinstance(entry.get("name"), str):
-                raise UsageTypeError(
-                    f"reply {place}: a tool call is {{'name': …, 'arguments': …}}, not {entry!r}"
-                )
+                raise UsageTypeError(f"reply {place}: a tool call is {{'name': …, 'arguments': …}}, not {entry!r}")
         return reply
     if callable(reply):
         return cast("Callable[[RathLLMChatRequest], Any]", reply)

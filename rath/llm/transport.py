@@ -54,9 +54,7 @@ def resolve_access(provider: Provider, vendor: Vendor) -> Access:
     base_url = provider.base_url or os.environ.get(vendor.url_variable) or vendor.default_url
     parts = urlsplit(base_url)
     if parts.scheme not in {"http", "https"} or not parts.hostname:
-        raise UsageValueError(
-            f"the base URL for {vendor.label} must start with http:// or https:// and name a host"
-        )
+        raise UsageValueError(f"the base URL for {vendor.label} must start with http:// or https:// and name a host")
     key = provider.api_key or os.environ.get(vendor.key_variable)
     if key:
         add_secret(key)
@@ -94,9 +92,7 @@ class SdkClients(Generic[C]):
 
     def __init__(self, make: Callable[[Access], C]) -> None:
         self._make = make
-        self._by_loop: dict[
-            asyncio.AbstractEventLoop, dict[Access, tuple[C, AsyncGenerator[None, None]]]
-        ] = {}
+        self._by_loop: dict[asyncio.AbstractEventLoop, dict[Access, tuple[C, AsyncGenerator[None, None]]]] = {}
 
     async def get(self, access: Access) -> C:
         """The running loop's client for ``access``."""
@@ -137,11 +133,7 @@ def split_sdk_options(arguments: dict[str, Any]) -> tuple[dict[str, Any], dict[s
     request.
     """
     extra = arguments.pop("extra_body", None)
-    options = {
-        option: value
-        for name, option in _SDK_OPTIONS.items()
-        if (value := arguments.pop(name, None)) is not None
-    }
+    options = {option: value for name, option in _SDK_OPTIONS.items() if (value := arguments.pop(name, None)) is not None}
     body = {name: value for name, value in arguments.items() if value is not None}
     if extra:
         body.update(extra)

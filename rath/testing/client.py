@@ -48,10 +48,7 @@ CALLS = (
 
 
 def _request(text: str = "Go on.") -> RathLLMChatRequest:
-    tools = tuple(
-        RathLLMFunctionTool(name, {"type": "object", "properties": {}}, "A tool.")
-        for name in ("look", "note")
-    )
+    tools = tuple(RathLLMFunctionTool(name, {"type": "object", "properties": {}}, "A tool.") for name in ("look", "note"))
     messages = (RathLLMMessage("system", "Be brief."), RathLLMMessage("user", text))
     return RathLLMChatRequest(messages=messages, tools=tools, tool_choice="auto")
 
@@ -163,9 +160,7 @@ class ModelClientConformance:
         raise AssertionError("a failure did not raise ProviderError")
 
     def test_one_attempt_is_one_call(self) -> None:
-        client = self.client(
-            Reply(error={"status": 503, "message": "busy", "retryable": True}), Reply(text="second")
-        )
+        client = self.client(Reply(error={"status": 503, "message": "busy", "retryable": True}), Reply(text="second"))
         began = time.monotonic()
         try:
             self.run(_all(client, False))

@@ -157,9 +157,7 @@ class FlowToolFilesWrite(_SystemTool):
 
     NAME = "write_workspace_file"
     DESCRIPTION = "Write a text file into the workspace, replacing it if it exists."
-    PARAMETERS = object_schema(
-        {"path": _text(_PATH.format("file")), "content": _text("The whole text of the file.")}
-    )
+    PARAMETERS = object_schema({"path": _text(_PATH.format("file")), "content": _text("The whole text of the file.")})
     parallel_safe = True
 
     def resource_key(self, arguments: Mapping[str, Any]) -> tuple[str, ...]:
@@ -290,9 +288,7 @@ def flow_tool_files_exists(session: Session, path: str) -> Any:
     return session.require_sandbox().dispatch(BackendToolFilesExists(path=path))
 
 
-def flow_tool_code_run(
-    session: Session, code: str, *, language: str = "python", timeout: float | None = None
-) -> Any:
+def flow_tool_code_run(session: Session, code: str, *, language: str = "python", timeout: float | None = None) -> Any:
     """A ``CodeResult``: text, stdout, stderr, error.
 
     Args:

@@ -171,13 +171,9 @@ def _checked(function: Any) -> Callable[..., Any]:
     while isinstance(plain, functools.partial):
         plain = plain.func
     if isinstance(plain, type) or not callable(plain) or not hasattr(plain, "__name__"):
-        raise UsageTypeError(
-            f"@tool takes a function or a bound method, not {plain!r}; else derive from FlowToolCall"
-        )
+        raise UsageTypeError(f"@tool takes a function or a bound method, not {plain!r}; else derive from FlowToolCall")
     if inspect.isgeneratorfunction(plain) or inspect.isasyncgenfunction(plain):
-        raise UsageTypeError(
-            f"{plain.__name__!r} is a generator, and a tool returns one result: return a list"
-        )
+        raise UsageTypeError(f"{plain.__name__!r} is a generator, and a tool returns one result: return a list")
     return typing.cast("Callable[..., Any]", plain)
 
 
@@ -228,9 +224,7 @@ class _Signature:
             self._json_schema = self._model.model_json_schema(schema_generator=_Schema)
         except (PydanticUserError, NameError, TypeError) as error:
             reason = str(error).partition("\n")[0]
-            raise UsageTypeError(
-                f"tool {tool_name!r}: its parameters have no JSON Schema: {reason}"
-            ) from error
+            raise UsageTypeError(f"tool {tool_name!r}: its parameters have no JSON Schema: {reason}") from error
         self._json_schema.pop("title", None)
         self._json_schema.setdefault("properties", {})
 
@@ -278,9 +272,7 @@ class _Signature:
         if len(found) > _MAX_PROBLEMS:
             problems.append(f"and {len(found) - _MAX_PROBLEMS} more")
         if any(problem["type"] == "extra_forbidden" and len(problem["loc"]) == 1 for problem in found):
-            problems.append(
-                f"this tool takes {', '.join(p.name for p in self._parameters.values()) or 'no arguments'}"
-            )
+            problems.append(f"this tool takes {', '.join(p.name for p in self._parameters.values()) or 'no arguments'}")
         return "; ".join(problems)
 
 
@@ -301,9 +293,7 @@ def _typed_parameters(
         holder = types.SimpleNamespace(__annotations__=annotated)
         hints = typing.get_type_hints(holder, global_names, names, include_extras=True)
     except NameError as error:
-        raise UsageTypeError(
-            f"tool {tool_name!r}: an annotation is not known at run time: {error}"
-        ) from error
+        raise UsageTypeError(f"tool {tool_name!r}: an annotation is not known at run time: {error}") from error
     except (TypeError, ValueError) as error:
         raise UsageTypeError(f"tool {tool_name!r}: its signature cannot be read: {error}") from error
     for index, parameter in enumerate(parameters.values()):
@@ -313,9 +303,7 @@ def _typed_parameters(
                 "arguments come by name, so give each one a named parameter"
             )
         if index == 0 and parameter.name in ("self", "cls") and parameter.name not in hints:
-            raise UsageTypeError(
-                f"tool {tool_name!r} is a method: make the tool of a bound one, tool(object.{tool_name})"
-            )
+            raise UsageTypeError(f"tool {tool_name!r} is a method: make the tool of a bound one, tool(object.{tool_name})")
         yield parameter, hints.get(parameter.name, Any)
 
 
@@ -348,15 +336,11 @@ def _field(parameter: inspect.Parameter, hint: Any, description: str | None) -> 
 
 # -- the docstring -------------------------------------------------------------------------------------------
 
-_GOOGLE_HEADER = re.compile(
-    r"(?:(?:keyword |other )?(?:args|arguments|parameters|params)):\s*$", re.IGNORECASE
-)
+_GOOGLE_HEADER = re.compile(r"(?:(?:keyword |other )?(?:args|arguments|parameters|params)):\s*$", re.IGNORECASE)
 _GOOGLE_ITEM = re.compile(r"\*{0,2}(\w+)\s*(?:\(.*?\))?\s*:(?:\s+(.*))?$")
 _NUMPY_HEADER = re.compile(r"(?:other )?parameters\s*$", re.IGNORECASE)
 _NUMPY_ITEM = re.compile(r"(\*{0,2}\w+(?:\s*,\s*\*{0,2}\w+)*)\s*(?::.*)?$")
-_REST_ITEM = re.compile(
-    r":(?:param|parameter|arg|argument|key|keyword)\s+(?:[^:]*\s)?\*{0,2}(\w+)\s*:\s*(.*)$"
-)
+_REST_ITEM = re.compile(r":(?:param|parameter|arg|argument|key|keyword)\s+(?:[^:]*\s)?\*{0,2}(\w+)\s*:\s*(.*)$")
 _SECTION = re.compile(r"[A-Z]\w*(?: \w+)?:\s*$")
 _RULE = re.compile(r"\s*-{3,}\s*$")
 

@@ -39,9 +39,7 @@ def merge_tools_for_loop(user_tools: list[FlowToolCall] | None) -> dict[str, Flo
             raise UsageTypeError(f"the name of tool {type(tool).__name__} is {_what(name)}, not a string")
         if name in table:
             owner = "a built-in tool" if name in global_system_tools() else "another tool of this list"
-            raise ToolNameConflictError(
-                f"tool name {name!r} belongs to {owner}: give {type(tool).__name__} another name"
-            )
+            raise ToolNameConflictError(f"tool name {name!r} belongs to {owner}: give {type(tool).__name__} another name")
         table[name] = tool
     return table
 
@@ -56,12 +54,7 @@ def tools_dict_to_schemas(table: Mapping[str, FlowToolCall]) -> tuple[RathLLMFun
     schemas = []
     for name, tool in table.items():
         kept: RathLLMFunctionTool | None = getattr(tool, _CACHE, None)
-        if (
-            kept is None
-            or kept.name != name
-            or kept.parameters != tool.parameters
-            or kept.description != tool.description
-        ):
+        if kept is None or kept.name != name or kept.parameters != tool.parameters or kept.description != tool.description:
             kept = _checked_schema(name, tool)
         schemas.append(kept)
     return tuple(schemas)
@@ -82,9 +75,7 @@ def _checked_schema(name: str, tool: FlowToolCall) -> RathLLMFunctionTool:
         raise UsageTypeError(f"the description of tool {name!r} is {_what(description)}, not a string")
     schema = tool.parameters
     if not isinstance(schema, Mapping):
-        raise UsageTypeError(
-            f"the parameters of tool {name!r} are {_what(schema)}, not a JSON Schema (a dict)"
-        )
+        raise UsageTypeError(f"the parameters of tool {name!r} are {_what(schema)}, not a JSON Schema (a dict)")
     if schema.get("type", "object") != "object":
         raise UsageTypeError(
             f"the parameters of tool {name!r} describe {schema['type']!r}; a tool's arguments are an object"
@@ -103,9 +94,7 @@ def _checked_schema(name: str, tool: FlowToolCall) -> RathLLMFunctionTool:
 def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         if not all(isinstance(key, str) for key in value):
-            raise TypeError(
-                f"keys must be strings, not {next(_what(key) for key in value if not isinstance(key, str))}"
-            )
+            raise TypeError(f"keys must be strings, not {next(_what(key) for key in value if not isinstance(key, str))}")
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
