@@ -11,7 +11,8 @@ from rath.core.cell import Cell
 from rath.core.node import Node
 from rath.errors import UsageTypeError
 from rath.runtime.job import Job, submit
-from rath.session.session import Outcome, RunView, Session
+from rath.session.outcome import Outcome, RunView
+from rath.session.session import Session
 
 __all__ = ["drive_custom"]
 

@@ -65,8 +65,9 @@ from rath.session.chunk import (
     tool_feedback_chunk,
     user_text_chunk,
 )
+from rath.session.outcome import Outcome, RunView
 from rath.session.request import RunRequest
-from rath.session.session import Outcome, RunView, Session, share_lease, snapshot_session
+from rath.session.session import Session, share_lease, snapshot_session
 
 __all__ = ["Run", "drive_compress", "drive_loop"]
 

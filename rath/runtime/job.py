@@ -21,7 +21,8 @@ from rath.core.node import _PACKAGE, Node
 from rath.core.redact import redact_text
 from rath.errors import RunCancelled, TurnTimeoutError
 from rath.runtime.engine import LocalEngine
-from rath.session.session import Outcome, RunView, Session, inherit, share_lease
+from rath.session.outcome import Outcome, RunView, inherit
+from rath.session.session import Session, share_lease
 
 __all__ = ["Job", "submit"]
 

@@ -23,8 +23,9 @@ from rath.llm.types import add_usage
 from rath.runtime.job import Job
 from rath.runtime.sync import GroupSync
 from rath.session.chunk import ChunkTable
+from rath.session.outcome import Outcome
 from rath.session.request import RunRequest
-from rath.session.session import Outcome, snapshot_session
+from rath.session.session import snapshot_session
 
 __all__ = ["run_through"]
 

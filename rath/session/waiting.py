@@ -12,7 +12,8 @@ from typing import Any, SupportsIndex
 
 from rath.core.cell import Cell
 from rath.errors import UsageTypeError
-from rath.session.session import Outcome, Session
+from rath.session.outcome import Outcome
+from rath.session.session import Session
 
 __all__ = ["AsCompleted", "Gathered", "as_completed", "gather"]
 
