@@ -13,6 +13,7 @@ import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Mapping
+from enum import Enum
 from functools import partial
 from typing import Any
 
@@ -197,6 +198,7 @@ class Run(BaseRun):
         """Drive the machine to its end. The rows so far are in the job's view at every moment, fit for any provider."""
         self._state, actions = step(start_state(self.request.max_tool_rounds), Begin())
         self._turn_began = time.monotonic()
+        self._how: dict[str, _How] = {}
         self._todo = deque(actions)
         try:
             while True:
@@ -355,12 +357,16 @@ class Run(BaseRun):
         executor = self.request.executor
         if executor is not None:
             return await self._call_user(executor.dispatch_tool, self.snapshot(), tool, arguments)
-        call = type(tool).__call__
-        if getattr(call, "runs_sandbox_request", False):
+        how = self._how.get(tool.name)
+        if how is None:
+            how = self._how[tool.name] = _how_to_call(tool)
+        if how is _How.SANDBOX:
             return await self._in_sandbox(_sandbox_request(tool, arguments))
-        if inspect.iscoroutinefunction(call):
-            return await tool(self.snapshot(), arguments)
-        return await self._call_user(tool, self.snapshot(), arguments)
+        session = self.snapshot() if getattr(tool, "takes_session", True) else None
+        if how is _How.AWAIT:
+            return await tool(session, arguments)
+        result = await self._engine.call(tool, session, arguments)
+        return await result if inspect.isawaitable(result) else result
 
     async def _call_user(self, function: Callable[..., Any], *args: Any) -> Any:
         if inspect.iscoroutinefunction(function):
@@ -395,6 +401,21 @@ class CompressRun(BaseRun):
         if self._sync is not None:
             await self._sync()
         return self.outcome()
+
+
+class _How(Enum):
+    """How a tool is called: found out once a run."""
+
+    SANDBOX = "its request is awaited"
+    AWAIT = "on the loop"
+    THREAD = "in a tool thread"
+
+
+def _how_to_call(tool: Tool) -> _How:
+    call = type(tool).__call__
+    if getattr(call, "runs_sandbox_request", False):
+        return _How.SANDBOX
+    return _How.AWAIT if inspect.iscoroutinefunction(call) else _How.THREAD
 
 
 def _sandbox_request(tool: Any, arguments: Mapping[str, Any]) -> Any:

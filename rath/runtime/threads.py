@@ -28,7 +28,12 @@ _Call = tuple["asyncio.Future[Any]", contextvars.Context, Callable[..., Any], tu
 
 
 class ToolThreads:
-    """Runs functions in threads for one event loop. :meth:`call` belongs to the loop's thread."""
+    """Runs functions in threads for one event loop. :meth:`call` belongs to the loop's thread.
+
+    A call either *claims* an idle thread, gets a new one, or stands unclaimed until a thread is done with its own. A thread
+    counts as idle before its result is delivered: else the next call, which the result may lead to at once, would find
+    nobody and make one thread more each time.
+    """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
@@ -36,8 +41,9 @@ class ToolThreads:
         self._lock = threading.Lock()
         self._threads = 0
         self._idle = 0
-        self._growing = False
+        self._unclaimed = 0
         self._new_since_look = 0
+        self._looking = False
         self._results: deque[tuple[asyncio.Future[Any], Any, BaseException | None]] = deque()
         self._waking = False
 
@@ -52,92 +58,82 @@ class ToolThreads:
         A cancelled caller goes on at once; the function cannot be stopped, and what it returns is dropped.
         """
         future: asyncio.Future[T] = self._loop.create_future()
-        self._queue.put((future, contextvars.copy_context(), function, args))
+        call = (future, contextvars.copy_context(), function, args)
+        spawn = False
         with self._lock:
-            short = self._queue.qsize() > self._idle
-            eager = short and self._threads < EAGER
-            if eager:
+            if self._idle:
+                self._idle -= 1
+            elif self._threads < EAGER:
                 self._threads += 1
-        if eager:
+                spawn = True
+            else:
+                self._unclaimed += 1
+                self._new_since_look += 1
+        self._queue.put(call)
+        if spawn:
             self._spawn()
-        elif short:
-            self._new_since_look += 1
-            if not self._growing:
-                self._growing = True
-                self._new_since_look = 0
-                self._loop.call_later(PATIENCE_S, self._look)
+        elif self._unclaimed and not self._looking:
+            self._looking = True
+            self._new_since_look = 0
+            self._loop.call_later(PATIENCE_S, self._look)
         return await future
 
     def _look(self) -> None:
-        """Give a thread to every call that was waiting at the last look and still is."""
-        waiting = self._queue.qsize()
-        stuck = waiting - self._new_since_look
-        self._new_since_look = 0
+        """Give a thread to every call that was unclaimed at the last look and still is."""
         with self._lock:
-            wanted = max(0, stuck - self._idle)
+            wanted = max(0, self._unclaimed - self._new_since_look)
+            self._new_since_look = 0
+            self._unclaimed -= wanted
             self._threads += wanted
+            self._looking = self._unclaimed > 0
         for _ in range(wanted):
-            if not self._spawn():
-                break
-        self._growing = waiting > 0
-        if self._growing:
+            self._spawn()
+        if self._looking:
             self._loop.call_later(PATIENCE_S, self._look)
 
-    def _spawn(self) -> bool:
+    def _spawn(self) -> None:
         try:
             threading.Thread(target=self._work, name="rath-tool", daemon=True).start()
-        except RuntimeError:  # the system has no more threads: the calls wait for one of ours
+        except RuntimeError:  # the system has no more threads: the call waits for one of ours
             with self._lock:
                 self._threads -= 1
-            return False
-        return True
+                self._unclaimed += 1
 
     def help_out(self, timeout_s: float) -> None:
         """Do one waiting call on the caller's thread if there are no threads for it, else sleep ``timeout_s``."""
-        if self._threads == 0:
-            try:
-                self._perform(*self._queue.get(timeout=timeout_s))
-            except queue.Empty:
-                return
-        else:
+        if self._threads:
             time.sleep(timeout_s)
+            return
+        try:
+            call = self._queue.get(timeout=timeout_s)
+        except queue.Empty:
+            return
+        with self._lock:
+            self._unclaimed -= 1
+        self._deliver(call[0], *_outcome(*call), idle=False)
 
     def _work(self) -> None:
         while True:
-            with self._lock:
-                self._idle += 1
             try:
                 call = self._queue.get(timeout=IDLE_S)
             except queue.Empty:
                 with self._lock:
-                    self._idle -= 1
-                    if self._queue.empty():
+                    # Claimed or not: a call that is put this moment finds us gone, or we find it.
+                    if self._idle and self._queue.empty():
+                        self._idle -= 1
                         self._threads -= 1
                         return
                 continue
-            with self._lock:
-                self._idle -= 1
-            self._perform(*call)
+            self._deliver(call[0], *_outcome(*call), idle=True)
             # Or this thread's frame keeps the call's sessions alive until its next call.
             del call
 
-    def _perform(
-        self,
-        future: asyncio.Future[Any],
-        context: contextvars.Context,
-        function: Callable[..., Any],
-        args: tuple[Any, ...],
-    ) -> None:
-        result, error = None, None
-        try:
-            if not future.cancelled():
-                result = context.run(function, *args)
-        except BaseException as raised:
-            error = raised
-        self._deliver(future, result, error)
-
-    def _deliver(self, future: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
+    def _deliver(self, future: asyncio.Future[Any], result: Any, error: BaseException | None, *, idle: bool) -> None:
         with self._lock:
+            if idle and self._unclaimed:
+                self._unclaimed -= 1
+            elif idle:
+                self._idle += 1
             self._results.append((future, result, error))
             if self._waking:
                 return
@@ -164,3 +160,18 @@ class ToolThreads:
                 future.set_exception(wrapped)
             else:
                 future.set_exception(error)
+
+
+def _outcome(
+    future: asyncio.Future[Any],
+    context: contextvars.Context,
+    function: Callable[..., Any],
+    args: tuple[Any, ...],
+) -> tuple[Any, BaseException | None]:
+    """What the call returns or raises."""
+    if future.cancelled():
+        return None, None
+    try:
+        return context.run(function, *args), None
+    except BaseException as error:
+        return None, error

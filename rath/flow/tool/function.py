@@ -60,6 +60,11 @@ class FunctionTool(FlowToolCall):
         self._resource_key = resource_key
 
     @property
+    def takes_session(self) -> bool:
+        """Whether the function wants the session: if not, a run need not make a snapshot of it."""
+        return bool(self._signature.session_parameters)
+
+    @property
     def name(self) -> str:
         return self._name
 
@@ -205,12 +210,12 @@ class _Signature:
         local_names: Mapping[str, Any],
         documented: Mapping[str, str],
     ) -> None:
-        self._session_parameters: list[str] = []
+        self.session_parameters: list[str] = []
         self._parameters: dict[str, _Parameter] = {}
         fields: dict[str, Any] = {}
         for parameter, hint in _typed_parameters(tool_name, function, plain, local_names):
             if parameter.name == "session" or _is_session(hint):
-                self._session_parameters.append(parameter.name)
+                self.session_parameters.append(parameter.name)
                 continue
             # Field names of our own: pydantic's models reserve some, like "copy" or "_id".
             field = f"p{len(fields)}"
@@ -248,7 +253,7 @@ class _Signature:
             for field, parameter in self._parameters.items()
             if field in given or not parameter.own_default
         }
-        for name in self._session_parameters:
+        for name in self.session_parameters:
             bound[name] = session
         return bound
 
