@@ -22,8 +22,11 @@ __all__ = ["REDACTED", "add_secret", "redact_bytes", "redact_text", "scan_enviro
 REDACTED = "[redacted]"
 MIN_LENGTH = 8
 _SECRET_NAME = re.compile(
-    r"(API_?KEY|ACCESS_?KEY|SECRET|TOKEN|PASSWORD|PASSWD|CREDENTIAL|PRIVATE_?KEY|AUTHORIZATION)", re.IGNORECASE
+    r"API_?KEY|ACCESS_?KEY|PRIVATE_?KEY|SECRET|TOKEN|PASSWORD|PASSWD|PASSPHRASE|CREDENTIAL|AUTHORIZATION"
+    r"|(?:^|_)(?:KEY|PASS|PWD|PAT|AUTH|DSN)$|PGPASS",
+    re.IGNORECASE,
 )
+_URL_PASSWORD = re.compile(r"^[a-z][a-z0-9+.-]*://[^/@\s:]*:([^/@\s]+)@", re.IGNORECASE)
 _log = logging.getLogger("rath.redact")
 
 _lock = threading.Lock()
@@ -36,6 +39,7 @@ _text_pattern: re.Pattern[str] | None = None
 def add_secret(value: str) -> None:
     """Redact ``value`` from now on, wherever a row is encoded. Shorter than 8 characters: one warning, no effect."""
     global _warned_short, _pattern, _text_pattern
+    value = value.strip()  # mounted secret files end in a newline that the output need not have
     if not value or value in _values:
         return
     with _lock:
@@ -47,23 +51,33 @@ def add_secret(value: str) -> None:
         _values.add(value)
         # The longest first, so that a secret that contains another is replaced whole.
         ordered = sorted(_values, key=len, reverse=True)
-        # In a row's bytes the value stands as JSON text: escaped, and perhaps ASCII-safe.
-        forms = {
-            form for v in ordered for form in (v.encode("utf-8", "surrogatepass"), _json_body(v, False), _json_body(v, True))
-        }
+        # A tool's result is JSON text inside a JSON string, and may itself quote JSON: there the value stands escaped,
+        # once or twice. In a row's bytes there is one escaping more.
+        texts = {form for v in ordered for form in _escaped(v, 2)}
+        forms = {form.encode("utf-8", "surrogatepass") for t in texts for form in (t, *_escaped(t, 1))}
         _pattern = re.compile(b"|".join(re.escape(f) for f in sorted(forms, key=len, reverse=True)))
-        _text_pattern = re.compile("|".join(re.escape(v) for v in ordered))
+        _text_pattern = re.compile("|".join(re.escape(t) for t in sorted(texts, key=len, reverse=True)))
 
 
-def _json_body(value: str, ascii_only: bool) -> bytes:
-    return json.dumps(value, ensure_ascii=ascii_only)[1:-1].encode("utf-8", "surrogatepass")
+def _escaped(value: str, depth: int) -> set[str]:
+    """``value`` and what it looks like inside JSON strings, up to ``depth`` levels deep."""
+    forms = {value}
+    level = {value}
+    for _ in range(depth):
+        level = {json.dumps(form, ensure_ascii=ascii_only)[1:-1] for form in level for ascii_only in (False, True)}
+        forms |= level
+    return forms
 
 
 def scan_environment(environ: Mapping[str, str] | None = None) -> None:
     """Register the values of the environment's variables whose names look secret."""
     for name, value in (os.environ if environ is None else environ).items():
-        if len(value) >= MIN_LENGTH and _SECRET_NAME.search(name):
+        if len(value) < MIN_LENGTH:
+            continue
+        if _SECRET_NAME.search(name):
             add_secret(value)
+        elif (found := _URL_PASSWORD.match(value)) is not None and len(found[1]) >= MIN_LENGTH:
+            add_secret(found[1])
 
 
 def redact_bytes(encoded: bytes) -> bytes:

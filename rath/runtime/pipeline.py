@@ -18,6 +18,7 @@ import msgspec
 from rath.core import events, ports
 from rath.core.events import TERMINAL, Event
 from rath.core.ports import Runner
+from rath.core.redact import scan_environment
 from rath.errors import UsageTypeError
 from rath.llm.types import add_usage
 from rath.runtime.job import Job
@@ -61,6 +62,7 @@ async def run_through(job: Job, request: RunRequest, make_run: MakeRun) -> Outco
 
 
 def _open_log(job: Job, request: RunRequest, seed: ChunkTable) -> Any:
+    scan_environment()  # a key may have been set since the last look
     log = ports.load("log", "jsonl")(
         snapshot_session(request.record, Outcome(seed), job.lease),
         path=request.persist_path,

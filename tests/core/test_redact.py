@@ -26,6 +26,25 @@ def test_what_is_redacted_stays_json(secret, value, expected):
     assert json.loads(redact_bytes(encode_json({"v": value}))) == {"v": expected}
 
 
+@pytest.mark.parametrize("secret", ["-----BEGIN KEY-----\nMIIabc/+def\nxyz==\n-----END KEY-----\n", 'pa"ss\\word123', "tab\tand ünicode 1"])
+@pytest.mark.parametrize("levels", [0, 1, 2])
+def test_a_secret_inside_json_inside_json_is_found(secret, levels):
+    add_secret(secret)
+    text = f"before {secret} after"
+    for _ in range(levels):
+        text = json.dumps({"stdout": text})
+    shown = json.loads(redact_bytes(encode_json({"content": text})))["content"]
+    for _ in range(levels):
+        shown = json.loads(shown)["stdout"]
+    assert secret.strip() not in shown
+    assert REDACTED in shown
+
+
+def test_a_password_in_a_url_of_the_environment_is_registered():
+    scan_environment({"DATABASE_URL": "postgresql://me:url-password-77@db/x", "GITHUB_PAT": "pat-value-0000001", "MY_PATH": "/some/long/path"})
+    assert redact_text("url-password-77 pat-value-0000001 /some/long/path me") == f"{REDACTED} {REDACTED} /some/long/path me"
+
+
 def test_what_has_no_secret_is_the_same_object():
     encoded = encode_json({"v": "nothing here"})
     assert redact_bytes(encoded) is encoded
