@@ -273,6 +273,10 @@ class Cell(Generic[T]):
                 "this would block the engine's own thread, on which the awaited run has to make progress: "
                 "use `await session` (or `await gather(...)`) instead"
             )
+        self.check_not_own()
+
+    def check_not_own(self) -> None:
+        """Raise ``WouldDeadlock`` if the caller is part of a run that this cell needs."""
         inside = ancestry.get()
         if inside:
             with _wait_lock:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import Any
 
@@ -169,7 +169,9 @@ class Completer:
                     close()
                 loop.call_soon_threadsafe(inbox.put_nowait, _END)
 
-        pumping: Awaitable[None] = asyncio.ensure_future(self._engine.call(pump))
+        pumping = asyncio.ensure_future(self._engine.call(pump))
+        # Whoever stops reading early does not ask how the stream went on.
+        pumping.add_done_callback(lambda done: done.cancelled() or done.exception())
         try:
             while (delta := await inbox.get()) is not _END:
                 yield delta

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
+from functools import partial
 from typing import Any, Protocol
 
 import msgspec
@@ -23,7 +24,7 @@ from rath.errors import UsageTypeError
 from rath.llm.types import add_usage
 from rath.runtime.job import Job
 from rath.runtime.sync import GroupSync
-from rath.session.chunk import ChunkTable
+from rath.session.chunk import INTERRUPTED_BODY, ChunkKind, ChunkTable, tool_feedback_chunk
 from rath.session.outcome import Outcome
 from rath.session.request import RunRequest
 from rath.session.session import snapshot_session
@@ -44,7 +45,7 @@ async def run_through(job: Job, request: RunRequest, make_run: MakeRun) -> Outco
     view = job.view
     view.base = seed
     if request.persist:
-        job.log = await job.engine.call(_open_log, job, request, seed)
+        job.log = await _opened(asyncio.ensure_future(job.engine.call(_open_log, job, request, seed)))
     if request.middleware:
         outcome = await _through_middleware(job, request, make_run, seed)
     else:
@@ -53,11 +54,13 @@ async def run_through(job: Job, request: RunRequest, make_run: MakeRun) -> Outco
     if job.log is not None:
         log, extras = job.log, (*request.record.extras, *outcome.extras)
         truncated = bool(dict(outcome.extras).get("loop.truncated"))
-        await job.engine.call(
-            lambda: log.close(
-                usage=outcome.usage, lineage_extras=extras, outcome={"status": "completed", "truncated": truncated}
-            )
+        close = partial(
+            log.close,
+            usage=outcome.usage,
+            lineage_extras=extras,
+            outcome={"status": "completed", "truncated": truncated},
         )
+        await _closed(asyncio.ensure_future(job.engine.call(close)))
     return outcome
 
 
@@ -76,6 +79,26 @@ def _open_log(job: Job, request: RunRequest, seed: ChunkTable) -> Any:
         log.abandon()
         raise
     return log
+
+
+async def _opened(opening: asyncio.Future[Any]) -> Any:
+    try:
+        return await asyncio.shield(opening)
+    except asyncio.CancelledError:
+        # The thread goes on: nobody would let go of the file and its lock.
+        opening.add_done_callback(lambda done: done.cancelled() or done.exception() or done.result().abandon())
+        raise
+
+
+async def _closed(closing: asyncio.Future[None]) -> None:
+    """Wait for the trailer. Its run is over: a cancellation that comes now comes too late."""
+    while not closing.done():
+        try:
+            await asyncio.shield(closing)
+        except asyncio.CancelledError:
+            if closing.cancelled():
+                raise
+    closing.result()
 
 
 def _emitter(job: Job) -> Callable[..., None]:
@@ -180,9 +203,17 @@ async def _through_middleware(job: Job, request: RunRequest, make_run: MakeRun, 
         runner = middleware(runner)
         if not callable(runner):
             raise UsageTypeError(f"middleware {middleware!r} must return a runner: a function of a request")
+    try:
+        return await _fold_events(job, runner(request), seed)
+    except BaseException:
+        _answer_open_calls(job, seed)
+        raise
+
+
+async def _fold_events(job: Job, events_of_run: AsyncGenerator[Event, None], seed: ChunkTable) -> Outcome:
     usage, truncated = None, False
     rows, stream, log = job.view.rows, job.view.stream, job.log
-    async with aclosing(runner(request)) as source:
+    async with aclosing(events_of_run) as source:
         async for event in source:
             if isinstance(event, TERMINAL):
                 # The run's own terminal event follows when the log is closed; a middleware's is only noted.
@@ -200,4 +231,23 @@ async def _through_middleware(job: Job, request: RunRequest, make_run: MakeRun, 
             emitted = stream.emit(type(event), *fields.values())
             if log is not None:
                 log.on_event(emitted)
+    # A middleware may have left early.
+    _answer_open_calls(job, seed)
     return Outcome(seed.extend(*rows), usage, (("loop.truncated", True),) if truncated else ())
+
+
+def _answer_open_calls(job: Job, seed: ChunkTable) -> None:
+    """Give calls without a result their row: a run that its middleware ended must still be fit for any provider."""
+    rows = job.view.rows
+    # Ids may repeat from turn to turn: only what follows the last assistant row counts.
+    place = next((at for at in range(len(rows) - 1, -1, -1) if rows[at].kind is ChunkKind.ASSISTANT), None)
+    if place is None:
+        return
+    answered = {row.tool_call_id for row in rows[place + 1 :]}
+    for call in rows[place].tool_calls:
+        if call["id"] not in answered:
+            row = tool_feedback_chunk(call["id"], call["function"]["name"], INTERRUPTED_BODY)
+            rows.append(row)
+            emitted = job.view.stream.emit(events.RowAppended, len(seed) + len(rows) - 1, row)
+            if job.log is not None:
+                job.log.on_event(emitted)

@@ -102,6 +102,9 @@ def check_streaming(provider: Provider, executor: object | None, on_event: OnEve
     if not isinstance(provider, Provider):
         raise UsageTypeError(f"agent_provider is a Provider, not {type(provider).__name__}")
     if executor is not None:
+        missing = [name for name in ("complete", "dispatch_tool", "tool_schemas") if not hasattr(executor, name)]
+        if on_event is None and missing:
+            raise UsageTypeError(f"executor {type(executor).__name__} lacks {', '.join(missing)}")
         if on_event is not None:
             raise UsageValueError(
                 "on_event does not go with a custom executor: stream inside it, "

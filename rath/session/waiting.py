@@ -56,6 +56,7 @@ class AsCompleted:
 
         waiting = dict(enumerate(self._sessions))
         for index, session in list(waiting.items()):
+            session._cell.check_not_own()
             session._cell.on_done(partial(_arrived, arrived, index))
         async with asyncio.timeout(self._timeout):
             while waiting:

@@ -646,6 +646,7 @@ def test_a_streaming_executor_streams_and_folds():
         ({"timeout_s": 0}, UsageValueError),
         ({"on_event": 3}, UsageTypeError),
         ({"tools": [object()]}, UsageTypeError),
+        ({"executor": object()}, UsageTypeError),
     ],
 )
 def test_wrong_arguments_are_refused_at_the_call(options, error):
@@ -771,6 +772,22 @@ def test_middleware_may_stop_a_run():
     with pytest.raises(PermissionDeniedError):
         out.synchronize()
     assert recorder.seen == []
+    assert [r.kind.value for r in out.partial] == ["user", "assistant", "tool_result"]
+
+
+def test_middleware_that_leaves_early_leaves_a_valid_transcript():
+    def leave(runner):
+        async def run(request):
+            async for event in runner(request):
+                yield event
+                if isinstance(event, events.ToolStarted):
+                    return
+
+        return run
+
+    out = loop(scripted(calls(call("record", "a"), call("record", "b"))), tools=[Recorder()], middleware=[leave])
+    assert [r.tool_call_id for r in out.chunk_table if r.tool_call_id] == ["a", "b"]
+    assert {b["error_kind"] for b in bodies(out)} == {"interrupted"}
 
 
 # -- compress ---------------------------------------------------------------------------------------------------------
