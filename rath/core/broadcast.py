@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import queue
 import threading
 import time
@@ -16,6 +17,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 from uuid import UUID
 
+from rath.core.cell import Cell, waiting_for
 from rath.core.events import (
     DELTAS,
     TERMINAL,
@@ -32,7 +34,15 @@ _DELTAS = frozenset(DELTAS)
 # A long message in small fragments is joined now and then, or keeping it for late readers would cost O(n²).
 _COALESCE = 64
 _now = time.time
-_readers_lock = threading.Lock()
+_readers_lock = threading.RLock()
+
+
+def _reset_after_fork() -> None:
+    global _readers_lock
+    _readers_lock = threading.RLock()
+
+
+os.register_at_fork(after_in_child=_reset_after_fork)
 
 
 class EventStream:
@@ -142,11 +152,15 @@ class SessionEvents:
 
     Args:
         stream: the run's stream; ``None`` for a session that no run made, which has no events.
+        cell: the run's cell: waiting for its events is waiting for it.
         kinds: only events of these types; the terminal event always comes.
+
+    Iterating raises ``WouldDeadlock`` where waiting for the run would.
     """
 
-    def __init__(self, stream: EventStream | None, kinds: tuple[type[Any], ...] = ()) -> None:
+    def __init__(self, stream: EventStream | None, cell: Cell[Any] | None = None, kinds: tuple[type[Any], ...] = ()) -> None:
         self._stream = stream
+        self._cell = cell
         self._kinds = (*kinds, *TERMINAL) if kinds else ()
 
     def _wanted(self, event: Event) -> bool:
@@ -159,13 +173,23 @@ class SessionEvents:
         stop = self._stream.subscribe(inbox.put)
         try:
             while True:
-                event = inbox.get()
+                event = self._next(inbox)
                 if self._wanted(event):
                     yield event
                 if isinstance(event, TERMINAL):
                     return
         finally:
             stop()
+
+    def _next(self, inbox: queue.SimpleQueue[Event]) -> Event:
+        try:
+            return inbox.get_nowait()
+        except queue.Empty:
+            if self._cell is None:
+                return inbox.get()
+            self._cell.check_may_block()
+            with waiting_for((self._cell,)):
+                return inbox.get()
 
     async def __aiter__(self) -> AsyncIterator[Event]:
         if self._stream is None:
@@ -181,7 +205,11 @@ class SessionEvents:
         stop = self._stream.subscribe(push)
         try:
             while True:
-                event = await inbox.get()
+                if inbox.empty() and self._cell is not None:
+                    with waiting_for((self._cell,)):
+                        event = await inbox.get()
+                else:
+                    event = await inbox.get()
                 if self._wanted(event):
                     yield event
                 if isinstance(event, TERMINAL):

@@ -24,17 +24,17 @@ import logging
 import threading
 import traceback
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextvars import ContextVar
 from types import TracebackType
 from typing import Any, Generic, Literal, TypeVar
-from weakref import WeakSet
+from weakref import WeakSet, ref
 
 from rath.errors import RunCancelled, WouldDeadlock
 
-__all__ = ["Cell", "Failure", "Status", "ancestry", "report_unread", "running_inside"]
+__all__ = ["Cell", "Failure", "Status", "report_unread", "running_inside", "waiting_for"]
 
 T = TypeVar("T")
 Status = Literal["pending", "running", "completed", "failed", "cancelled"]
@@ -45,8 +45,9 @@ _lock = threading.RLock()
 _wait_lock = threading.RLock()
 _unread: WeakSet[Failure] = WeakSet()
 
-ancestry: ContextVar[tuple[Cell[Any], ...]] = ContextVar("rath.ancestry", default=())
-"""The runs that the current code is part of: a tool's run, the run whose tool started that run, and so on."""
+# The runs that the current code is part of: a tool's run, the run whose tool started that run, and so on. Weak: timers and
+# tasks keep their contexts, and those would keep finished runs and their rows.
+_ancestry: ContextVar[tuple[ref[Cell[Any]], ...]] = ContextVar("rath.ancestry", default=())
 
 _blocked_thread: int | None = None
 _process_generation = 0
@@ -58,14 +59,50 @@ def set_engine_thread(ident: int | None) -> None:
     _blocked_thread = ident
 
 
+class running_inside:
+    """Code in this block is part of ``cell``'s run: waiting for that cell from here would never end.
+
+    A class, because ``contextlib`` assigns to the errors that pass through, and frozen exceptions refuse.
+    """
+
+    __slots__ = ("_cell", "_token")
+
+    def __init__(self, cell: Cell[Any]) -> None:
+        self._cell = cell
+
+    def __enter__(self) -> None:
+        self._token = _ancestry.set((*_ancestry.get(), ref(self._cell)))
+
+    def __exit__(self, *error: object) -> None:
+        _ancestry.reset(self._token)
+
+
+def _own_runs() -> list[Cell[Any]]:
+    """The runs that the caller is part of, outermost first, as far as they are alive."""
+    return [cell for weak in _ancestry.get() if (cell := weak()) is not None]
+
+
 @contextlib.contextmanager
-def running_inside(cell: Cell[Any]) -> Iterator[None]:
-    """Code in this block is part of ``cell``'s run: waiting for that cell from here would never end."""
-    token = ancestry.set((*ancestry.get(), cell))
+def waiting_for(cells: Iterable[Cell[Any]]) -> Iterator[None]:
+    """In this block the caller waits for ``cells``: refused if one of them needs a run that the caller is part of."""
+    inside = _own_runs()
+    if not inside:
+        yield
+        return
+    waited = list(cells)
+    waiter = inside[-1]
+    with _wait_lock:
+        for cell in waited:
+            cell._refuse_cycle(inside)
+        waiter.waits = [*(waiter.waits or ()), *waited]
     try:
         yield
     finally:
-        ancestry.reset(token)
+        with _wait_lock:
+            remaining = list(waiter.waits or ())
+            for cell in waited:
+                remaining.remove(cell)
+            waiter.waits = remaining
 
 
 class Failure:
@@ -202,15 +239,10 @@ class Cell(Generic[T]):
         failure.read = True
         return self._settle("cancelled", None, failure)
 
-    def cancelled_if_pending(self, failure: Failure) -> bool:
-        """:meth:`cancelled`, unless it is running or resolved."""
-        failure.read = True
-        return self._settle("cancelled", None, failure, only_pending=True)
-
-    def _settle(self, status: Status, value: T | None, failure: Failure | None, only_pending: bool = False) -> bool:
+    def _settle(self, status: Status, value: T | None, failure: Failure | None) -> bool:
         with _lock:
             callbacks = self._callbacks
-            if callbacks is None or (only_pending and self._status != "pending"):
+            if callbacks is None:
                 return False
             self._value = value
             self._failure = failure
@@ -273,19 +305,11 @@ class Cell(Generic[T]):
                 "this would block the engine's own thread, on which the awaited run has to make progress: "
                 "use `await session` (or `await gather(...)`) instead"
             )
-        self.check_not_own()
-
-    def check_not_own(self) -> None:
-        """Raise ``WouldDeadlock`` if the caller is part of a run that this cell needs."""
-        inside = ancestry.get()
-        if inside:
-            with _wait_lock:
-                self._refuse_cycle(inside)
 
     def _block(self, timeout: float | None) -> None:
         self.check_may_block()
         future = self._waitable()
-        with self._registered_wait():
+        with waiting_for((self,)):
             try:
                 future.result(timeout)
             except FutureTimeoutError:
@@ -299,26 +323,7 @@ class Cell(Generic[T]):
                     self._future.set_result(None)
             return self._future
 
-    @contextlib.contextmanager
-    def _registered_wait(self) -> Iterator[None]:
-        inside = ancestry.get()
-        if not inside:
-            yield
-            return
-        waiter = inside[-1]
-        with _wait_lock:
-            self._refuse_cycle(inside)
-            if waiter.waits is None:
-                waiter.waits = []
-            waiter.waits.append(self)
-        try:
-            yield
-        finally:
-            with _wait_lock:
-                if waiter.waits is not None:
-                    waiter.waits.remove(self)
-
-    def _refuse_cycle(self, inside: tuple[Cell[Any], ...]) -> None:
+    def _refuse_cycle(self, inside: list[Cell[Any]]) -> None:
         """Raise if resolving this cell needs one of the runs that the caller is part of."""
         own = {id(cell) for cell in inside}
         seen: set[int] = set()
@@ -353,14 +358,15 @@ class Cell(Generic[T]):
             with contextlib.suppress(RuntimeError):
                 loop.call_soon_threadsafe(_set_if_waiting, waiter)
 
-        with self._registered_wait():
+        with waiting_for((self,)):
             self.on_done(wake)
             try:
                 await waiter
             finally:
-                self._forget(wake)
+                self.forget(wake)
 
-    def _forget(self, callback: Callable[[Cell[T]], None]) -> None:
+    def forget(self, callback: Callable[[Cell[T]], None]) -> None:
+        """Take back an :meth:`on_done`."""
         with _lock:
             if self._callbacks is not None:
                 with contextlib.suppress(ValueError):

@@ -7,6 +7,7 @@ process, then rath's own table, then entry points of the group ``rath.<port>`` t
 from __future__ import annotations
 
 import importlib
+import os
 import threading
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from importlib.metadata import entry_points
@@ -143,8 +144,16 @@ _BUILT_IN: dict[tuple[str, str], str] = {
     ("client", "anthropic"): "rath.llm.anthropic:RathAnthropicChatClient",
     ("client", "scripted"): "rath.llm.scripted:ScriptedClient.from_provider",
 }
-_lock = threading.Lock()
+_lock = threading.RLock()
 _registered: dict[tuple[str, str], Any] = {}
+
+
+def _reset_after_fork() -> None:
+    global _lock
+    _lock = threading.RLock()
+
+
+os.register_at_fork(after_in_child=_reset_after_fork)
 
 
 def register(port: str, name: str, implementation: Any) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import aclosing
 from typing import Any
 
@@ -106,18 +106,29 @@ class Completer:
 
     async def _streamed(self, request: RathLLMChatRequest, seen: list[bool]) -> RathLLMChatResponse:
         fold = DeltaFold()
-        callback = self._request.on_event
-        async with aclosing(self._deltas(request)) as deltas:
-            async for delta in deltas:
-                if not seen:
-                    seen.append(True)
-                if callback is not None:
-                    self.lane.call(callback, delta)
-                self._emit_delta(delta)
-                fold.add(delta)
+        try:
+            async with aclosing(self._deltas(request)) as deltas:
+                async for delta in deltas:
+                    if not seen:
+                        seen.append(True)
+                    if self._request.on_event is not None:
+                        self.lane.call(self._request.on_event, delta)
+                    self._emit_delta(delta)
+                    fold.add(delta)
+            await self._settle()
+        except asyncio.CancelledError:
+            if self._lane is not None:
+                self._lane.drop()
+            raise
+        except Exception:
+            # What arrived is called before the run fails, not after. If a callback is what failed, that is the error.
+            await self._settle()
+            raise
+        return fold.response(request.model or self._request.provider.model or "")
+
+    async def _settle(self) -> None:
         if self._lane is not None:
             await self._lane.settle()
-        return fold.response(request.model or self._request.provider.model or "")
 
     def _emit_delta(self, delta: RathLLMStreamDelta) -> None:
         if delta.content_delta:
@@ -134,37 +145,45 @@ class Completer:
             )
 
     async def _deltas(self, request: RathLLMChatRequest) -> AsyncGenerator[RathLLMStreamDelta, None]:
+        source: Any
         if self._native:
-            source: AsyncGenerator[Any, None] = self._source.open_completion(request, stream=True)
+            source = self._source.open_completion(request, stream=True)
         else:
             made = self._source.complete_stream
-            if inspect.isasyncgenfunction(made):
+            if inspect.isasyncgenfunction(made) or inspect.iscoroutinefunction(made):
                 source = made(request)
-            elif inspect.iscoroutinefunction(made):
-                source = await made(request)
             else:
-                source = self._from_thread(made, request)
-        async with aclosing(source) as items:
-            async for delta in items:
+                source = await self._engine.call(made, request)
+            if inspect.isawaitable(source):
+                source = await source
+        if not hasattr(source, "__aiter__"):
+            if not isinstance(source, Iterable):
+                raise ProviderError(f"complete_stream returned {type(source).__name__}, which is no stream of fragments")
+            source = self._from_thread(source)
+        try:
+            async for delta in source:
                 yield delta
+        finally:
+            # An asynchronous generator has `aclose`; the vendors' streams have `close`.
+            close = getattr(source, "aclose", None) or getattr(source, "close", None)
+            closing = None if close is None else close()
+            if inspect.isawaitable(closing):
+                await closing
 
-    async def _from_thread(
-        self, complete_stream: Callable[[RathLLMChatRequest], Any], request: RathLLMChatRequest
-    ) -> AsyncGenerator[RathLLMStreamDelta, None]:
+    async def _from_thread(self, source: Iterable[RathLLMStreamDelta]) -> AsyncGenerator[RathLLMStreamDelta, None]:
         """Iterate a synchronous stream in a tool thread."""
         loop = asyncio.get_running_loop()
         inbox: asyncio.Queue[Any] = asyncio.Queue()
         stopped = False
 
         def pump() -> None:
-            iterator = iter(complete_stream(request))
             try:
-                for delta in iterator:
+                for delta in source:
                     if stopped:
                         return
                     loop.call_soon_threadsafe(inbox.put_nowait, delta)
             finally:
-                close = getattr(iterator, "close", None)
+                close = getattr(source, "close", None)
                 if close is not None:
                     close()
                 loop.call_soon_threadsafe(inbox.put_nowait, _END)

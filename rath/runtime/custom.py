@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 from uuid import UUID
 
 from rath.core.cell import Cell
 from rath.core.node import Node
 from rath.errors import UsageTypeError
+from rath.llm.types import RathLLMTokenUsage, add_usage
 from rath.runtime.job import Job, submit
+from rath.session.graph.kind import LineageKind
+from rath.session.graph.record import LineageRecord
 from rath.session.outcome import Outcome, RunView
 from rath.session.session import Session
 
 __all__ = ["drive_custom"]
+
+_OWNS_TOKENS = (LineageKind.OP_SESSION_LOOP, LineageKind.OP_SESSION_COMPRESS, LineageKind.OP_CUSTOM)
 
 
 def drive_custom(
@@ -37,10 +42,32 @@ def drive_custom(
         if not isinstance(made, Session):
             raise UsageTypeError(f"operator {node.op!r} must return a Session, not {type(made).__name__}")
         await made
-        # The tokens of a run inside belong to this operator's node: nothing else in the graph has them.
-        own = None if any(made is source for source in inputs) else made.cumulative_usage
         table = made.chunk_table
         table.digest_within(4096)
-        return Outcome(table, own)
+        return Outcome(table, _usage_inside(made, inputs))
 
     return submit(Job(node, session_id, inputs, body, None))
+
+
+def _usage_inside(made: Session, inputs: tuple[Session, ...]) -> RathLLMTokenUsage | None:
+    """The tokens of the runs between ``inputs`` and ``made``: nothing but the operator's node has them in the graph.
+
+    Each run counts once. Merges and forks own no tokens.
+    """
+    seen = {record.id for record in _with_ancestors([source._record for source in inputs], set())}
+    usage: RathLLMTokenUsage | None = None
+    for record in _with_ancestors([made._record], seen):
+        if record.kind in _OWNS_TOKENS:
+            usage = add_usage(usage, record.usage)
+    return usage
+
+
+def _with_ancestors(records: list[LineageRecord], known: set[UUID]) -> Iterator[LineageRecord]:
+    seen = set(known)
+    stack = list(records)
+    while stack:
+        record = stack.pop()
+        if record.id not in seen:
+            seen.add(record.id)
+            yield record
+            stack.extend(record.parents)

@@ -9,9 +9,10 @@ task: it is awaited where it stands.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Any
 
-__all__ = ["run_round", "stages_of"]
+__all__ = ["ended", "run_round", "stages_of"]
 
 Key = tuple[str, ...]
 RunCall = Callable[[int], Awaitable[BaseException | None]]
@@ -64,9 +65,18 @@ async def run_queues(queues: list[list[int]], run_call: RunCall) -> BaseExceptio
         unfinished = [task for task in tasks if not task.done()]
         for task in unfinished:
             task.cancel()
-        if unfinished:
-            await asyncio.wait(unfinished)
+        await ended(unfinished)
     return fatal
+
+
+async def ended(tasks: Iterable[asyncio.Future[Any]]) -> None:
+    """Wait until cancelled ``tasks`` have ended. A further cancellation does not cut this short: they would outlive us."""
+    waiting = {task for task in tasks if not task.done()}
+    while waiting:
+        try:
+            _, waiting = await asyncio.wait(waiting)
+        except asyncio.CancelledError:
+            waiting = {task for task in waiting if not task.done()}
 
 
 async def _run_queue(queue: list[int], run_call: Callable[[int], Awaitable[BaseException | None]]) -> BaseException | None:

@@ -7,6 +7,7 @@ need: a row is in the log when it is in the table, a tool's intent before the to
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import logging
 import time
@@ -200,9 +201,14 @@ class Run(BaseRun):
         self._turn_began = time.monotonic()
         self._how: dict[str, _How] = {}
         self._todo = deque(actions)
+        own_task = asyncio.current_task()
+        assert own_task is not None
         try:
             while True:
                 action = self._todo.popleft()
+                if self._job.cancelling or own_task.cancelling():
+                    # A tool may have swallowed the cancellation, or nothing has waited since it was asked for.
+                    raise asyncio.CancelledError
                 # Awaited here, not in `_perform`: runs spend their life in this line, and each frame is memory.
                 if type(action) is CallModel:
                     self._turn_began = time.monotonic()
@@ -323,7 +329,7 @@ class Run(BaseRun):
         name = call.function.name
         turn = self._state.turn
         try:
-            idempotent = bool(getattr(tool, "idempotent", False))
+            idempotent = getattr(tool, "idempotent", False) is True
             self.emit(events.ToolStarted, turn, index, call.id, name, call.function.arguments, idempotent)
             if self._sync is not None:
                 await self._sync()
@@ -347,11 +353,14 @@ class Run(BaseRun):
             return encode_result(await self._invoke(tool, arguments))
         except _FATAL:
             raise
-        except ToolError as error:
-            return exception_payload(error), False
         except Exception as error:
             _log.info("tool %s raised; the model is told", tool.name, exc_info=error)
-            return failure_payload("tool_execution_exception", _describe(error), type(error).__name__), False
+            if isinstance(error, ToolError):
+                body = exception_payload(error)
+            else:
+                body = failure_payload("tool_execution_exception", _describe(error), type(error).__name__)
+            _drop_tracebacks(error)
+            return body, False
 
     async def _invoke(self, tool: Tool, arguments: Mapping[str, Any]) -> Any:
         executor = self.request.executor
@@ -431,6 +440,19 @@ def _messages(head: ChunkTable, transcript: ChunkTable, extra: tuple[RathLLMMess
     return (*chunk_table_to_messages(head), *chunk_table_to_messages(transcript), *extra)
 
 
+def _drop_tracebacks(error: BaseException | None) -> None:
+    """The frames of an error hold the snapshot that its tool got, and so the sandbox, until the next full collection."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        with contextlib.suppress(Exception):  # frozen exceptions refuse
+            error.__traceback__ = None
+        error = error.__cause__ or error.__context__
+
+
 def _describe(error: BaseException) -> str:
-    text = str(error)
+    try:
+        text = str(error)
+    except Exception:  # a broken __str__ is the tool's fault, not the run's
+        text = ""
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -7,6 +7,7 @@ same: the work's own clean-up, the log, the terminal event, the cell, the lease.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import logging
 from collections.abc import Awaitable, Callable
@@ -15,9 +16,9 @@ from uuid import UUID
 
 from rath.core import events, ports
 from rath.core.broadcast import EventStream
-from rath.core.cell import Cell, Failure, ancestry, cancelled_failure
+from rath.core.cell import Cell, Failure, cancelled_failure, running_inside
 from rath.core.ids import new_id
-from rath.core.node import _PACKAGE, Node
+from rath.core.node import PACKAGE, Node
 from rath.core.redact import redact_text
 from rath.errors import RunCancelled, TurnTimeoutError
 from rath.runtime.engine import LocalEngine
@@ -40,6 +41,7 @@ class Job:
         "_inputs",
         "_task",
         "_waiting",
+        "cancelling",
         "cell",
         "engine",
         "lease",
@@ -63,6 +65,7 @@ class Job:
         self.timeout_s = timeout_s
         self.engine: LocalEngine = ports.engine()  # type: ignore[assignment]
         self.log: Any = None
+        self.cancelling = False
         self.lease = share_lease(inputs[0]._lease) if inputs else None
         self.view = RunView(EventStream(new_id(), session_id))
         self._body: Callable[[Job], Awaitable[Outcome]] | None = body
@@ -84,13 +87,14 @@ class Job:
 
     def _input_resolved(self, resolved: Cell[Outcome]) -> None:
         if resolved.failure is not None:
-            # Two inputs may fail at once: only the one that settles the cell goes on.
-            if inherit(self.cell, resolved):
+            # Two inputs may fail at once, or one while the run is cancelled: whoever starts the cell ends it.
+            if self.cell.start():
                 error = resolved.failure.error
                 if resolved.status == "cancelled":
                     self._finish(events.RunCancelled, "an input was cancelled")
                 else:
                     self._finish(events.RunFailed, type(error).__name__, _message(error))
+                inherit(self.cell, resolved)
                 self._let_go()
             return
         # A callback runs at most once an input, and this list is only ever counted down.
@@ -112,12 +116,12 @@ class Job:
         self._task = asyncio.current_task()
         if not cell.start():
             return
-        ancestry.set((*ancestry.get(), cell))
         self.view.stream.emit(events.RunStarted, self.node.op)
         body = self._body
         assert body is not None
         try:
-            outcome = await (body(self) if self.timeout_s is None else self._limited(body, self.timeout_s))
+            with running_inside(cell):
+                outcome = await (body(self) if self.timeout_s is None else self._limited(body, self.timeout_s))
         except BaseException as error:
             self._failed(error)
         else:
@@ -134,15 +138,17 @@ class Job:
         except TimeoutError as error:
             if not limit.expired():
                 raise
+            # Where the time ran out says nothing, and its frames hold what was running there.
+            error.__traceback__ = error.__cause__ = None
             raise TurnTimeoutError(
                 f"{self.node.op} took longer than {timeout_s:g} s; the rows so far are in session.partial",
                 timeout_s=timeout_s,
-            ) from error.__cause__
+            ) from None
 
     def _failed(self, error: BaseException) -> None:
         if self.log is not None:
             self.log.abandon()
-        if isinstance(error, asyncio.CancelledError) and self._was_cancelled():
+        if isinstance(error, asyncio.CancelledError) and (self.cancelling or self._was_cancelled()):
             self._finish(events.RunCancelled, self.cell.cancel_reason)
             self.cell.cancelled(cancelled_failure(self.session_id, self._name(), self.cell.cancel_reason))
             return
@@ -150,8 +156,7 @@ class Job:
             # Awaiting readers would take a bare CancelledError for a cancellation of their own task.
             cause, error = error, RunCancelled(f"{self._name()}: a tool cancelled itself")
             error.__cause__ = cause
-        else:
-            _trim(error)
+        _trim(error)
         _note(error, self.session_id, self.node)
         self._finish(events.RunFailed, type(error).__name__, _message(error))
         self.cell.fail(Failure(error, self.session_id, f"{self._name()}, called at {self.node.where}"))
@@ -177,12 +182,15 @@ class Job:
 
     def _cancel(self) -> None:
         reason = self.cell.cancel_reason
-        if self.cell.cancelled_if_pending(cancelled_failure(self.session_id, self._name(), reason)):
+        if self.cell.start():
             self._finish(events.RunCancelled, reason)
+            self.cell.cancelled(cancelled_failure(self.session_id, self._name(), reason))
             self._let_go()
             return
         task = self._task
-        if task is not None:
+        if task is not None and not self.cancelling:
+            # Once: a second one would interrupt the clean-up that the first one started.
+            self.cancelling = True
             self.engine.loop.call_soon_threadsafe(task.cancel)
 
     def abandon(self) -> None:
@@ -205,27 +213,46 @@ def submit(job: Job) -> tuple[Cell[Outcome], RunView]:
 
 
 def _message(error: BaseException) -> str:
-    return redact_text(str(error))[:4000]
+    try:
+        return redact_text(str(error))[:4000]
+    except Exception:  # a broken __str__ must not leave the run without an end
+        return type(error).__name__
 
 
 def _note(error: BaseException, session_id: UUID, node: Node) -> None:
     """One note, made where the error failed: an error that comes out of a nested run has it already."""
-    notes: list[str] = getattr(error, "__notes__", [])
-    if not any(note.startswith(_NOTE) for note in notes):
-        error.add_note(f"{_NOTE}{session_id} ({node.op}) failed; it was called at {node.where}")
+    with contextlib.suppress(Exception):  # frozen and broken exceptions cannot take one
+        notes: list[str] = getattr(error, "__notes__", None) or []
+        if not any(note.startswith(_NOTE) for note in notes):
+            error.add_note(f"{_NOTE}{session_id} ({node.op}) failed; it was called at {node.where}")
 
 
 def _trim(error: BaseException) -> None:
-    """Clear rath's own frames from the traceback: their locals would keep rows, cells and the job alive."""
+    """Clear rath's own frames from the tracebacks of an error and of what led to it.
+
+    Their locals would keep rows, cells, the job and its sandbox alive for as long as the error.
+    """
+    seen: set[int] = set()
+    chain: list[BaseException | None] = [error]
+    while chain:
+        link = chain.pop()
+        if link is None or id(link) in seen:
+            continue
+        seen.add(id(link))
+        chain += (link.__cause__, link.__context__)
+        with contextlib.suppress(Exception):
+            if isinstance(link, asyncio.CancelledError):
+                link.__traceback__ = None  # where a cancellation struck says nothing, and holds what was running there
+            _trim_one(link)
+
+
+def _trim_one(error: BaseException) -> None:
     trace = error.__traceback__
-    if trace is not None and trace.tb_next is not None:
-        error.__traceback__ = trace.tb_next  # the first frame is _main, which is still running
-        trace = trace.tb_next
+    if trace is not None and trace.tb_next is not None and trace.tb_frame.f_code is Job._main.__code__:
+        error.__traceback__ = trace = trace.tb_next  # `_main` is still running
     while trace is not None:
         frame = trace.tb_frame
-        if frame.f_code.co_filename.startswith(_PACKAGE):
-            try:
+        if frame.f_code.co_filename.startswith(PACKAGE):
+            with contextlib.suppress(RuntimeError):  # still executing: it belongs to somebody who is not done with it
                 frame.clear()
-            except RuntimeError:  # still executing: it belongs to somebody who is not done with it
-                pass
         trace = trace.tb_next

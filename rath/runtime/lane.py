@@ -7,11 +7,13 @@ has something to call, and none otherwise.
 from __future__ import annotations
 
 import asyncio
+import inspect
 from collections import deque
 from collections.abc import Callable
 from typing import Any
 
 from rath.core.ports import Engine
+from rath.errors import UsageTypeError
 
 __all__ = ["Lane"]
 
@@ -37,10 +39,21 @@ class Lane:
         while self._waiting:
             function, args = self._waiting.popleft()
             try:
-                function(*args)
+                result = function(*args)
+                if inspect.isawaitable(result):
+                    if inspect.iscoroutine(result):
+                        result.close()
+                    raise UsageTypeError(
+                        f"callback {getattr(function, '__name__', function)!r} is asynchronous; callbacks are called in a "
+                        "thread: give a plain function"
+                    )
             except BaseException as error:
                 self._error = error
                 self._waiting.clear()
+
+    def drop(self) -> None:
+        """Forget what has not been called yet. A callback under way cannot be stopped."""
+        self._waiting.clear()
 
     async def settle(self) -> None:
         """Wait until everything asked for has been called. Raises the first error."""

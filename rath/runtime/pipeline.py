@@ -21,7 +21,8 @@ from rath.core.events import TERMINAL, Event
 from rath.core.ports import Runner
 from rath.core.redact import scan_environment
 from rath.errors import UsageTypeError
-from rath.llm.types import add_usage
+from rath.llm.types import RathLLMTokenUsage, add_usage
+from rath.runtime.dispatch import ended
 from rath.runtime.job import Job
 from rath.runtime.sync import GroupSync
 from rath.session.chunk import INTERRUPTED_BODY, ChunkKind, ChunkTable, tool_feedback_chunk
@@ -37,6 +38,7 @@ class _Run(Protocol):
 
 
 MakeRun = Callable[..., _Run]
+_COMMON_FIELDS = frozenset({"run_id", "session_id", "seq", "at"})
 
 
 async def run_through(job: Job, request: RunRequest, make_run: MakeRun) -> Outcome:
@@ -53,12 +55,11 @@ async def run_through(job: Job, request: RunRequest, make_run: MakeRun) -> Outco
         outcome = await make_run(request, job, seed, view.rows, _emitter(job), sync).run()
     if job.log is not None:
         log, extras = job.log, (*request.record.extras, *outcome.extras)
-        truncated = bool(dict(outcome.extras).get("loop.truncated"))
         close = partial(
             log.close,
             usage=outcome.usage,
             lineage_extras=extras,
-            outcome={"status": "completed", "truncated": truncated},
+            outcome={"status": "completed", "truncated": _is_truncated(outcome)},
         )
         await _closed(asyncio.ensure_future(job.engine.call(close)))
     return outcome
@@ -112,6 +113,10 @@ def _emitter(job: Job) -> Callable[..., None]:
     return emit_and_log
 
 
+def _is_truncated(outcome: Outcome) -> bool:
+    return ("loop.truncated", True) in outcome.extras
+
+
 # -- middleware -------------------------------------------------------------------------------------------------------
 
 
@@ -135,13 +140,11 @@ class Mailbox:
         self._queue.put_nowait(None)
         await self._taken.wait()
 
-    async def events(self) -> AsyncGenerator[Event, None]:
-        while True:
-            event = await self._queue.get()
-            if event is None:
-                self._taken.set()
-            else:
-                yield event
+    async def next(self) -> Event:
+        """The next event. To ask for it is to be finished with the one before."""
+        while (event := await self._queue.get()) is None:
+            self._taken.set()
+        return event
 
     def drain(self) -> list[Event]:
         """What is left, without waiting."""
@@ -168,86 +171,115 @@ class _MailboxSync:
             await self._sync()
 
 
-def _base_runner(job: Job, make_run: MakeRun) -> Runner:
+def _base_runner(fold: _Fold, make_run: MakeRun) -> Runner:
+    job = fold.job
+
     async def runner(request: RunRequest) -> AsyncGenerator[Event, None]:
         mailbox = Mailbox(job)
         sync = _MailboxSync(mailbox, None if job.log is None else GroupSync(job.engine, job.log))
         run = make_run(request, job, job.view.base, [], mailbox.emit, sync)
         task = asyncio.ensure_future(run.run())
+        fold.under_way.append((mailbox, task))
         try:
-            async with aclosing(mailbox.events()) as source:
-                while not task.done():
-                    getting = asyncio.ensure_future(anext(source))
-                    await asyncio.wait((getting, task), return_when=asyncio.FIRST_COMPLETED)
-                    if getting.done():
-                        yield getting.result()
-                    else:
-                        getting.cancel()
-                        await asyncio.wait([getting])
+            while (event := await _next_or_end(mailbox, task)) is not None:
+                yield event
             for event in mailbox.drain():
                 yield event
+            fold.under_way.remove((mailbox, task))
             outcome = task.result()
         finally:
-            if not task.done():
-                task.cancel()
-                await asyncio.wait([task])
-        mailbox.emit(events.RunFinished, len(outcome.table), outcome.usage, bool(dict(outcome.extras).get("loop.truncated")))
+            await fold.end_runs()
+        mailbox.emit(events.RunFinished, len(outcome.table), outcome.usage, _is_truncated(outcome))
         yield mailbox.drain()[-1]
 
     return runner
 
 
+async def _next_or_end(mailbox: Mailbox, task: asyncio.Task[Outcome]) -> Event | None:
+    """The next event; ``None`` when the run has ended and may have left some in the mailbox."""
+    getting = asyncio.ensure_future(mailbox.next())
+    try:
+        await asyncio.wait((getting, task), return_when=asyncio.FIRST_COMPLETED)
+        return getting.result() if getting.done() else None
+    finally:
+        getting.cancel()
+
+
+class _Fold:
+    """What comes out of the outermost middleware: rows, usage, log and stream are folded from it."""
+
+    def __init__(self, job: Job, seed: ChunkTable) -> None:
+        self.job = job
+        self._seed = seed
+        self._usage: RathLLMTokenUsage | None = None
+        self._truncated = False
+        self.under_way: list[tuple[Mailbox, asyncio.Task[Outcome]]] = []
+
+    async def end_runs(self) -> None:
+        """End what a cancellation, an error outside, or a middleware that left has cut short. What happened, happened."""
+        while self.under_way:
+            mailbox, task = self.under_way.pop()
+            task.cancel()
+            await ended([task])
+            for event in mailbox.drain():
+                self.take(event)
+            if not task.cancelled():
+                task.exception()  # retrieved: whoever wanted it has it
+
+    def take(self, event: Event) -> None:
+        """Log and stream ``event``, renumbered. Terminal events are only noted: the job emits the one that counts."""
+        if isinstance(event, TERMINAL):
+            self._truncated = self._truncated or bool(getattr(event, "truncated", False))
+            return
+        rows = self.job.view.rows
+        fields = msgspec.structs.asdict(event)
+        if isinstance(event, events.RowAppended):
+            rows.append(event.row)
+            fields["index"] = len(self._seed) + len(rows) - 1
+        elif isinstance(event, events.UsageReported):
+            self._usage = add_usage(self._usage, event.usage)
+        own = [value for name, value in fields.items() if name not in _COMMON_FIELDS]
+        emitted = self.job.view.stream.emit(type(event), *own)
+        if self.job.log is not None:
+            self.job.log.on_event(emitted)
+
+    def answer_open_calls(self) -> None:
+        """Give calls without a result their row: wherever a run ends, any provider must accept its transcript."""
+        rows = self.job.view.rows
+        # Ids may repeat from turn to turn: only what follows the last assistant row counts.
+        place = next((at for at in range(len(rows) - 1, -1, -1) if rows[at].kind is ChunkKind.ASSISTANT), None)
+        if place is None:
+            return
+        answered = {row.tool_call_id for row in rows[place + 1 :]}
+        stream = self.job.view.stream
+        for call in rows[place].tool_calls:
+            if call["id"] not in answered:
+                row = tool_feedback_chunk(call["id"], call["function"]["name"], INTERRUPTED_BODY)
+                self.take(events.RowAppended(stream.run_id, stream.session_id, 0, 0.0, 0, row))
+
+    def outcome(self) -> Outcome:
+        extras = (("loop.truncated", True),) if self._truncated else ()
+        return Outcome(self._seed.extend(*self.job.view.rows), self._usage, extras)
+
+
 async def _through_middleware(job: Job, request: RunRequest, make_run: MakeRun, seed: ChunkTable) -> Outcome:
-    runner = _base_runner(job, make_run)
+    fold = _Fold(job, seed)
+    runner = _base_runner(fold, make_run)
     for middleware in reversed(request.middleware):
         runner = middleware(runner)
         if not callable(runner):
             raise UsageTypeError(f"middleware {middleware!r} must return a runner: a function of a request")
+    source = runner(request)
+    if not hasattr(source, "__aiter__") or not hasattr(source, "aclose"):
+        raise UsageTypeError(
+            f"a runner must be an asynchronous generator function, but this one returned {type(source).__name__}"
+        )
     try:
-        return await _fold_events(job, runner(request), seed)
-    except BaseException:
-        _answer_open_calls(job, seed)
-        raise
-
-
-async def _fold_events(job: Job, events_of_run: AsyncGenerator[Event, None], seed: ChunkTable) -> Outcome:
-    usage, truncated = None, False
-    rows, stream, log = job.view.rows, job.view.stream, job.log
-    async with aclosing(events_of_run) as source:
-        async for event in source:
-            if isinstance(event, TERMINAL):
-                # The run's own terminal event follows when the log is closed; a middleware's is only noted.
-                truncated = truncated or bool(getattr(event, "truncated", False))
-                continue
-            if isinstance(event, events.RowAppended):
-                rows.append(event.row)
-            elif isinstance(event, events.UsageReported):
-                usage = add_usage(usage, event.usage)
-            fields = msgspec.structs.asdict(event)
-            for common in ("run_id", "session_id", "seq", "at"):
-                del fields[common]
-            if isinstance(event, events.RowAppended):
-                fields["index"] = len(seed) + len(rows) - 1
-            emitted = stream.emit(type(event), *fields.values())
-            if log is not None:
-                log.on_event(emitted)
-    # A middleware may have left early.
-    _answer_open_calls(job, seed)
-    return Outcome(seed.extend(*rows), usage, (("loop.truncated", True),) if truncated else ())
-
-
-def _answer_open_calls(job: Job, seed: ChunkTable) -> None:
-    """Give calls without a result their row: a run that its middleware ended must still be fit for any provider."""
-    rows = job.view.rows
-    # Ids may repeat from turn to turn: only what follows the last assistant row counts.
-    place = next((at for at in range(len(rows) - 1, -1, -1) if rows[at].kind is ChunkKind.ASSISTANT), None)
-    if place is None:
-        return
-    answered = {row.tool_call_id for row in rows[place + 1 :]}
-    for call in rows[place].tool_calls:
-        if call["id"] not in answered:
-            row = tool_feedback_chunk(call["id"], call["function"]["name"], INTERRUPTED_BODY)
-            rows.append(row)
-            emitted = job.view.stream.emit(events.RowAppended, len(seed) + len(rows) - 1, row)
-            if job.log is not None:
-                job.log.on_event(emitted)
+        async with aclosing(source) as coming_out:
+            async for event in coming_out:
+                fold.take(event)
+    finally:
+        # A middleware that left may have left its inner runner to the collector.
+        await fold.end_runs()
+        fold.answer_open_calls()
+    return fold.outcome()

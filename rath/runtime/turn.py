@@ -21,7 +21,7 @@ from enum import Enum
 
 import msgspec
 
-from rath.llm.types import RathLLMToolCallFunction, RathLLMToolCallPart
+from rath.llm.types import RathLLMToolCallPart
 
 __all__ = [
     "Action",
@@ -188,11 +188,7 @@ def _with_ids(calls: tuple[RathLLMToolCallPart, ...], turn: int) -> tuple[RathLL
     for index, call in enumerate(calls):
         if not call.id or call.id in seen:
             made = f"call_{turn}_{index}"
-            call = RathLLMToolCallPart(made, call.type or "function", _function(call))
+            call = RathLLMToolCallPart(made, call.type or "function", call.function)
         seen.add(call.id)
         named.append(call)
     return tuple(named)
-
-
-def _function(call: RathLLMToolCallPart) -> RathLLMToolCallFunction:
-    return call.function

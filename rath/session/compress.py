@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from rath.core.node import Node, call_site
-from rath.errors import UsageTypeError, UsageValueError
 from rath.llm.provider import Provider
 from rath.session.graph.kind import LineageKind
-from rath.session.loop import OnEventCb, SessionLoopExecutor, check_streaming, submit
+from rath.session.loop import OnEventCb, SessionLoopExecutor, check_arguments, check_streaming, submit
 from rath.session.request import RunRequest
 from rath.session.session import Session, new_record
 
@@ -50,13 +49,9 @@ def run_session_compress(
 
     Reading the output raises ``RathError`` (a ``RuntimeError``) if the model called a tool or said nothing.
     """
-    for name, session in (("user_session", user_session), ("agent_session", agent_session)):
-        if not isinstance(session, Session):
-            raise UsageTypeError(f"{name} is a Session, not {type(session).__name__}")
-    if timeout_s is not None and timeout_s <= 0:
-        raise UsageValueError(f"timeout_s is a positive number of seconds; got {timeout_s!r}")
+    check_arguments(user_session, agent_session, on_event, timeout_s, persist_path)
     client = check_streaming(agent_provider, executor, on_event)
-    node = Node("run_session_compress", (user_session.id, agent_session.id), call_site(), {"timeout_s": timeout_s})
+    node = Node("run_session_compress", (user_session.id, agent_session.id), call_site())
     extras = (("compression.lossy", True), ("compression.rows_out", 1))
     return submit(
         RunRequest(

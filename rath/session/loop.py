@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -101,10 +104,14 @@ def check_streaming(provider: Provider, executor: object | None, on_event: OnEve
     """The provider's client; ``None`` if an executor stands in for it. Errors as of :func:`resolve_executor`."""
     if not isinstance(provider, Provider):
         raise UsageTypeError(f"agent_provider is a Provider, not {type(provider).__name__}")
+    if inspect.iscoroutinefunction(provider.on_budget_exceeded):
+        raise UsageTypeError("on_budget_exceeded is called in a thread: give a plain function, not an async one")
     if executor is not None:
         missing = [name for name in ("complete", "dispatch_tool", "tool_schemas") if not hasattr(executor, name)]
         if on_event is None and missing:
             raise UsageTypeError(f"executor {type(executor).__name__} lacks {', '.join(missing)}")
+        if inspect.iscoroutinefunction(getattr(executor, "tool_schemas", None)):
+            raise UsageTypeError("an executor's tool_schemas is called at once: it cannot be async")
         if on_event is not None:
             raise UsageValueError(
                 "on_event does not go with a custom executor: stream inside it, "
@@ -160,25 +167,18 @@ def run_session_loop(
         UsageValueError: ``on_event`` with ``executor``; a negative limit.
         UsageTypeError: arguments of wrong types; ``on_event`` with a client that cannot stream.
     """
-    _check_sessions(user_session, agent_session)
+    check_arguments(user_session, agent_session, on_event, timeout_s, persist_path)
     if not isinstance(max_tool_rounds, int) or max_tool_rounds < 0:
         raise UsageValueError(f"max_tool_rounds is a number of rounds, 0 or more; got {max_tool_rounds!r}")
-    if timeout_s is not None and timeout_s <= 0:
-        raise UsageValueError(f"timeout_s is a positive number of seconds; got {timeout_s!r}")
-    if on_event is not None and not callable(on_event):
-        raise UsageTypeError(f"on_event is a function of one delta, not {type(on_event).__name__}")
+    if callable(middleware) or not all(callable(one) for one in middleware):
+        raise UsageTypeError("middleware is a sequence of functions from a runner to a runner")
     client = check_streaming(agent_provider, executor, on_event)
     table, schemas = ports.load("tools", "merge")(tools), None
     if executor is not None:
         schemas = executor.tool_schemas()
     if not schemas:
         schemas = ports.load("tools", "schemas")(table)
-    node = Node(
-        "run_session_loop",
-        (user_session.id, agent_session.id),
-        call_site(),
-        {"max_tool_rounds": max_tool_rounds, "timeout_s": timeout_s},
-    )
+    node = Node("run_session_loop", (user_session.id, agent_session.id), call_site())
     return submit(
         RunRequest(
             node=node,
@@ -220,12 +220,27 @@ def submit(request: RunRequest, driver: str, *, lazy: bool, register: bool = Tru
             out.synchronize()
         except Exception as error:
             # The caller has no handle to look these up on.
-            error.session_id, error.partial = out.id, out.partial  # type: ignore[attr-defined]
+            with contextlib.suppress(Exception):  # frozen exceptions take no attributes
+                error.session_id, error.partial = out.id, out.partial  # type: ignore[attr-defined]
             raise
     return out
 
 
-def _check_sessions(user_session: object, agent_session: object) -> None:
+def check_arguments(
+    user_session: object, agent_session: object, on_event: object, timeout_s: object, persist_path: object
+) -> None:
+    """What a loop and a compression check alike, before anything is registered."""
     for name, session in (("user_session", user_session), ("agent_session", agent_session)):
         if not isinstance(session, Session):
             raise UsageTypeError(f"{name} is a Session, not {type(session).__name__}")
+    if on_event is not None and not callable(on_event):
+        raise UsageTypeError(f"on_event is a function of one delta, not {type(on_event).__name__}")
+    if inspect.iscoroutinefunction(on_event):
+        raise UsageTypeError("on_event is called in a thread: give a plain function, not an async one")
+    if timeout_s is not None:
+        if not isinstance(timeout_s, int | float):
+            raise UsageTypeError(f"timeout_s is a number of seconds, not {type(timeout_s).__name__}")
+        if not 0 < timeout_s < math.inf:
+            raise UsageValueError(f"timeout_s is a positive number of seconds; got {timeout_s!r}")
+    if persist_path is not None and not isinstance(persist_path, str | Path):
+        raise UsageTypeError(f"persist_path is a path, not {type(persist_path).__name__}")

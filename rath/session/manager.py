@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -46,6 +47,13 @@ class SessionRegistry:
 
 
 _registry = SessionRegistry()
+
+
+def _reset_after_fork() -> None:
+    _registry._lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_reset_after_fork)
 
 
 def session_registry() -> SessionRegistry:

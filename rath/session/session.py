@@ -126,7 +126,7 @@ class Session:
         if not session_graph_mode():
             return made
         leaf = LineageKind.LEAF_USER if kind == "user" else LineageKind.LEAF_SYSTEM
-        return _journaled(made.with_lineage((), "Session.create", leaf, (("source", "Session.create"),)))
+        return journaled(made.with_lineage((), "Session.create", leaf, (("source", "Session.create"),)))
 
     # -- known at once ------------------------------------------------------------------------------------------------
 
@@ -209,7 +209,7 @@ class Session:
         Args:
             kinds: only these types of event; the terminal event always comes.
         """
-        return SessionEvents(None if self._run is None else self._run.stream, kinds)
+        return SessionEvents(None if self._run is None else self._run.stream, self._cell, kinds)
 
     # -- waiting ------------------------------------------------------------------------------------------------------
 
@@ -265,7 +265,7 @@ class Session:
         """
         if sandbox not in ("share", "copy"):
             raise UsageValueError(f"fork(sandbox={sandbox!r}): one of 'share', 'copy'")
-        lease = _share(self._lease) if sandbox == "share" else self._copied_lease()
+        lease = share_lease(self._lease) if sandbox == "share" else self._copied_lease()
         return _derived("Session.fork", LineageKind.OP_FORK, (self,), lambda o: Outcome(o.table), lease)
 
     def _copied_lease(self) -> Lease | None:
@@ -285,7 +285,7 @@ class Session:
             LineageKind.OP_DETACH,
             (self,),
             lambda o: Outcome(o.table),
-            _share(self._lease),
+            share_lease(self._lease),
             parents=(),
         )
 
@@ -308,7 +308,7 @@ class Session:
             LineageKind.OP_MERGE,
             (self, other),
             lambda a, b: Outcome(a.table.concat(b.table), add_usage(a.usage, b.usage)),
-            _share(self._lease),
+            share_lease(self._lease),
         )
 
     # -- placement ----------------------------------------------------------------------------------------------------
@@ -388,7 +388,7 @@ class Session:
             tuple(lineage_extras),
             tuple(parent for parent in self._record.parents if parent.id in parent_session_ids),
         )
-        return _make(record, self._cell, _share(self._lease), self.lineage, self._run)
+        return make_session(record, self._cell, share_lease(self._lease), self.lineage, self._run)
 
     def _repr_html_(self) -> str:
         """What Jupyter shows. Never waits."""
@@ -440,7 +440,7 @@ def _fill(
         cell.on_done(record.settle)
 
 
-def _make(
+def make_session(
     record: LineageRecord,
     cell: Cell[Outcome],
     lease: Lease | None,
@@ -452,9 +452,6 @@ def _make(
     return session
 
 
-make_session = _make
-
-
 def snapshot_session(record: LineageRecord, outcome: Outcome, lease: Lease | None) -> Session:
     """A resolved session that stands for a run under way; the run's record stays pending."""
     session = object.__new__(Session)
@@ -462,28 +459,22 @@ def snapshot_session(record: LineageRecord, outcome: Outcome, lease: Lease | Non
     return session
 
 
-def _share(lease: Lease | None) -> Lease | None:
+def share_lease(lease: Lease | None) -> Lease | None:
     """One more reference to the same placement. A released lease is passed on as it is: released."""
     if lease is None or lease.released:
         return lease
     return lease.placement.acquire()
 
 
-share_lease = _share
-
-
 def _placed(session: Session, lease: Lease) -> Session:
-    return _make(session._record, session._cell, lease, session.lineage, session._run)
+    return make_session(session._record, session._cell, lease, session.lineage, session._run)
 
 
-def _journaled(session: Session) -> Session:
+def journaled(session: Session) -> Session:
     journal = lineage_journal_optional()
     if journal is not None:
         journal.record(session.id)
     return session
-
-
-journaled = _journaled
 
 
 def new_record(
@@ -511,7 +502,7 @@ def _derived(
 ) -> Session:
     """A session computed from others' rows alone: no engine, no run."""
     if lease is None and inputs:
-        lease = _share(inputs[0]._lease)
+        lease = share_lease(inputs[0]._lease)
     record = new_record(operator, kind, inputs if parents is None else parents)
     cell = derived_cell(record.id, operator, tuple(s._cell for s in inputs), combine)
-    return _journaled(_make(record, cell, lease))
+    return journaled(make_session(record, cell, lease))

@@ -7,10 +7,9 @@ import contextlib
 import queue
 import time
 from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator
-from functools import partial
 from typing import Any, SupportsIndex
 
-from rath.core.cell import Cell
+from rath.core.cell import Cell, waiting_for
 from rath.errors import UsageTypeError
 from rath.session.outcome import Outcome
 from rath.session.session import Session
@@ -26,27 +25,25 @@ class AsCompleted:
         self._timeout = timeout
 
     def __iter__(self) -> Iterator[Session]:
-        deadline = None if self._timeout is None else time.monotonic() + self._timeout
+        left_s = _countdown(self._timeout)
         inbox: queue.SimpleQueue[int] = queue.SimpleQueue()
-        # Ready ones first, in order; blocking for one of the others checks that waiting here is allowed at all.
-        waiting = dict(enumerate(self._sessions))
-        for index, session in list(waiting.items()):
-            session._cell.on_done(partial(_arrived, inbox.put, index))
-        while waiting:
-            try:
-                index = inbox.get_nowait()
-            except queue.Empty:
-                next(iter(waiting.values()))._cell.check_may_block()
+        with _watching(self._sessions, inbox.put) as waiting:
+            while waiting:
                 try:
-                    index = inbox.get(timeout=None if deadline is None else max(0.0, deadline - time.monotonic()))
+                    index = inbox.get_nowait()
                 except queue.Empty:
-                    raise TimeoutError(
-                        f"{len(waiting)} of {len(self._sessions)} sessions took longer than {self._timeout} s; they go on"
-                    ) from None
-            yield waiting.pop(index)
+                    cells = [session._cell for session in waiting.values()]
+                    cells[0].check_may_block()
+                    with waiting_for(cells):
+                        try:
+                            index = inbox.get(timeout=left_s())
+                        except queue.Empty:
+                            raise self._too_long(len(waiting)) from None
+                yield waiting.pop(index)
 
     async def __aiter__(self) -> AsyncIterator[Session]:
         loop = asyncio.get_running_loop()
+        left_s = _countdown(self._timeout)
         inbox: asyncio.Queue[int] = asyncio.Queue()
 
         def arrived(index: int) -> None:
@@ -54,17 +51,53 @@ class AsCompleted:
             with contextlib.suppress(RuntimeError):
                 loop.call_soon_threadsafe(inbox.put_nowait, index)
 
-        waiting = dict(enumerate(self._sessions))
-        for index, session in list(waiting.items()):
-            session._cell.check_not_own()
-            session._cell.on_done(partial(_arrived, arrived, index))
-        async with asyncio.timeout(self._timeout):
+        with _watching(self._sessions, arrived) as waiting:
             while waiting:
-                yield waiting.pop(await inbox.get())
+                # The limit is for the wait, not for what the caller does between two sessions.
+                with waiting_for([session._cell for session in waiting.values()]):
+                    try:
+                        index = await asyncio.wait_for(inbox.get(), left_s())
+                    except TimeoutError:
+                        raise self._too_long(len(waiting)) from None
+                yield waiting.pop(index)
+
+    def _too_long(self, waiting: int) -> TimeoutError:
+        return TimeoutError(f"{waiting} of {len(self._sessions)} sessions took longer than {self._timeout} s; they go on")
 
 
-def _arrived(tell: Callable[[int], None], index: int, _cell: Cell[Outcome]) -> None:
-    tell(index)
+def _countdown(timeout_s: float | None) -> Callable[[], float | None]:
+    if timeout_s is None:
+        return lambda: None
+    deadline = time.monotonic() + timeout_s
+    return lambda: max(0.0, deadline - time.monotonic())
+
+
+@contextlib.contextmanager
+def _watching(sessions: tuple[Session, ...], arrived: Callable[[int], None]) -> Iterator[dict[int, Session]]:
+    """Tell ``arrived`` the position of each session as it resolves; yields those that have not arrived yet."""
+    waiting = dict(enumerate(sessions))
+    callbacks = {index: _Arrival(arrived, index) for index in waiting}
+    for index, session in enumerate(sessions):
+        session._cell.on_done(callbacks[index])
+    try:
+        yield waiting
+    finally:
+        # A pending cell that is polled again and again must not keep a callback of every poll.
+        for index, session in waiting.items():
+            session._cell.forget(callbacks[index])
+
+
+class _Arrival:
+    """Tells the position of a session that has resolved."""
+
+    __slots__ = ("_index", "_tell")
+
+    def __init__(self, tell: Callable[[int], None], index: int) -> None:
+        self._tell = tell
+        self._index = index
+
+    def __call__(self, _cell: Cell[Outcome]) -> None:
+        self._tell(self._index)
 
 
 class Gathered(list[Session | BaseException]):
@@ -99,7 +132,9 @@ class Gathered(list[Session | BaseException]):
 
     def _settle(self, sessions: tuple[Session, ...]) -> None:
         self._pending = None
-        super().extend(session.exception() or session for session in sessions)
+        for session in sessions:
+            error = session.exception()
+            super().append(session if error is None else error)
 
     def __await__(self) -> Generator[Any, None, Gathered]:
         return self._fill_in_loop().__await__()

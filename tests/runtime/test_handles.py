@@ -327,6 +327,89 @@ def test_a_tool_that_waits_for_its_own_run_is_refused(wait):
     assert held["out"].synchronize(20).chunk_table[2].text == '"refused"'
 
 
+@pytest.mark.parametrize("wait", ["gather", "as_completed", "events"])
+def test_an_async_tool_that_waits_for_its_own_run_in_any_way_is_refused(wait):
+    held, ready = {}, threading.Event()
+
+    @tool(name="t")
+    async def own() -> str:
+        await engine().call(ready.wait, 5)
+        try:
+            if wait == "gather":
+                await gather(held["out"])
+            elif wait == "as_completed":
+                async for _ in as_completed([held["out"]]):
+                    pass
+            else:
+                async for _ in held["out"].events():
+                    pass
+        except WouldDeadlock:
+            return "refused"
+        return "waited"
+
+    held["out"] = loop(scripted(calls("t"), "done"), tools=[own])
+    ready.set()
+    assert held["out"].synchronize(10).chunk_table[2].text == '"refused"'
+
+
+def test_iterating_events_on_the_engines_own_thread_is_refused(gate):
+    other = gate.loop()
+
+    @tool(name="t")
+    async def block() -> str:
+        try:
+            for _ in other.events():
+                pass
+        except WouldDeadlock:
+            return "refused"
+
+    assert loop(scripted(calls("t"), "done"), tools=[block]).synchronize(10).chunk_table[2].text == '"refused"'
+
+
+def test_two_tools_that_wait_for_each_others_runs_with_gather_are_refused():
+    held, ready = {}, threading.Event()
+
+    def waits_for(name):
+        @tool(name="t")
+        def wait() -> str:
+            ready.wait(5)
+            try:
+                gather(held[name])
+            except WouldDeadlock:
+                return "refused"
+            return "waited"
+
+        return wait
+
+    held["one"] = loop(scripted(calls("t"), "done"), tools=[waits_for("two")])
+    held["two"] = loop(scripted(calls("t"), "done"), tools=[waits_for("one")])
+    ready.set()
+    gather(held["one"].synchronize(10), held["two"].synchronize(10))
+    assert '"refused"' in {held["one"].chunk_table[2].text, held["two"].chunk_table[2].text}
+
+
+def test_a_time_limit_of_as_completed_is_for_the_wait_only(gate):
+    async def main():
+        fast = loop(scripted("x"))
+        async for session in as_completed([fast], timeout=0.2):
+            await asyncio.sleep(0.4)
+            assert session is fast
+        with pytest.raises(TimeoutError):
+            async for _ in as_completed([gate.loop()], timeout=0.05):
+                pass
+
+    asyncio.run(main())
+
+
+def test_polling_leaves_nothing_behind(gate):
+    out = gate.loop()
+    before = len(out._cell._callbacks)
+    for _ in range(50):
+        with pytest.raises(TimeoutError):
+            next(iter(as_completed([out], timeout=0)))
+    assert len(out._cell._callbacks) == before
+
+
 def test_nested_runs_do_not_deadlock_64_chains_each_eight_deep():
     def nested(depth):
         @tool(name="dive")
@@ -379,6 +462,68 @@ def test_cancel_stops_the_run_and_its_dependants_but_not_its_inputs(gate):
         "cancelled", "cancelled", "completed", "completed",
     )
     assert not second.cancel()
+
+
+def test_a_tool_that_swallows_the_cancellation_does_not_save_its_run():
+    entered = threading.Event()
+
+    @tool(name="t")
+    async def stubborn() -> str:
+        entered.set()
+        try:
+            await asyncio.sleep(30)
+        except asyncio.CancelledError:
+            pass
+        return "went on"
+
+    out = loop(scripted(calls("t"), "asked again"), tools=[stubborn])
+    entered.wait(5)
+    out.cancel()
+    with pytest.raises(RunCancelled):
+        out.synchronize(5)
+    assert out.status == "cancelled"
+
+
+def test_a_run_may_be_cancelled_from_its_own_tool():
+    held, ready = {}, threading.Event()
+
+    @tool(name="t")
+    async def stop() -> str:
+        await engine().call(ready.wait, 5)
+        held["out"].cancel()
+        return "asked"
+
+    held["out"] = loop(scripted(calls("t"), "never asked"), tools=[stop])
+    ready.set()
+    with pytest.raises(RunCancelled):
+        held["out"].synchronize(5)
+
+
+def test_a_second_cancel_does_not_cut_the_clean_up_short():
+    started, ended = [], []
+
+    def slow_to_stop(name):
+        @tool(name=name, parallel_safe=True)
+        async def work() -> None:
+            try:
+                started.append(name)
+                await asyncio.sleep(30)
+            finally:
+                await asyncio.sleep(0.3)
+                ended.append(name)
+
+        return work
+
+    out = loop(scripted(calls("a", "b")), tools=[slow_to_stop("a"), slow_to_stop("b")])
+    assert _eventually(lambda: len(started) == 2)
+    out.cancel()
+    time.sleep(0.1)
+    out.cancel()
+    with pytest.raises(RunCancelled):
+        out.synchronize(5)
+    assert sorted(ended) == ["a", "b"]
+    told = [type(e).__name__ for e in out.events()]
+    assert told[-1] == "RunCancelled"
 
 
 def test_cancelling_a_pending_fork_leaves_the_parent(gate):
@@ -484,6 +629,50 @@ def test_dropping_the_last_handle_frees_its_rows_and_inputs():
     handle, cell = weakref.ref(out), weakref.ref(out._cell)
     del out
     assert _eventually(lambda: gc.collect() is not None and handle() is None and cell() is None)
+
+
+@pytest.mark.parametrize("end", ["tool raises", "timeout", "fails"])
+def test_whatever_ended_a_run_its_sandbox_closes_with_its_last_holder(end):
+    @tool(name="t")
+    def raises(session: Session) -> None:
+        raise ValueError("bad")
+
+    @tool(name="t")
+    async def forever(session: Session) -> None:
+        await asyncio.sleep(30)
+
+    gc.collect()
+    gc.disable()
+    try:
+        user = Session.from_user_message("go").to("local")
+        sandbox = user.require_sandbox()
+        replies = {"fails": [calls("t"), {"error": {"status": 400, "message": "x"}}]}.get(end, [calls("t"), "done"])
+        out = loop(
+            scripted(*replies), user=user, tools=[forever if end == "timeout" else raises],
+            timeout_s=0.2 if end == "timeout" else None,
+        )
+        error = None
+        try:
+            out.synchronize(5)
+        except Exception as raised:
+            error = raised
+        assert (error is None) == (end == "tool raises")
+        user.close_sandbox()
+        out.close_sandbox()
+        assert _eventually(lambda: sandbox.closed)
+    finally:
+        gc.enable()
+
+
+def test_a_time_limit_does_not_keep_finished_runs(gate):
+    waiting = gate.loop()
+    cells = []
+    for _ in range(5):
+        out = loop(scripted("x"), timeout_s=3600).synchronize()
+        cells.append(weakref.ref(out._cell))
+    del out
+    assert _eventually(lambda: gc.collect() is not None and not any(cell() for cell in cells))
+    assert not waiting.done
 
 
 def test_dropping_the_last_handle_of_a_pending_run_does_not_stop_it(gate):
@@ -676,6 +865,20 @@ def test_an_async_operator_may_run_loops():
     out = answered(Session.from_user_message("q"))
     assert out.lineage_operator == "renamed"
     assert [r.text for r in out.chunk_table] == ["q", "inner answer"]
+
+
+def test_an_operator_owns_the_tokens_of_the_runs_inside_it_once_each():
+    usage = {"prompt_tokens": 6, "completion_tokens": 4, "total_tokens": 10}
+
+    @operator
+    def two_in_one(session):
+        one = loop(scripted({"text": "a", "usage": usage}), user=session)
+        two = loop(scripted({"text": "b", "usage": usage}), user=session.fork())
+        return one.merge(two).merge(one).to("local")
+
+    before = loop(scripted({"text": "before", "usage": usage}))
+    assert two_in_one(before).cumulative_usage.total_tokens == 20
+    assert shout(before).cumulative_usage is None
 
 
 def test_a_wrong_operator_says_so():

@@ -444,6 +444,78 @@ def test_raising_from_on_event_fails_the_run():
         loop(scripted("text"), on_event=on_event).synchronize()
 
 
+def test_asynchronous_callbacks_are_refused():
+    from dataclasses import replace
+
+    async def callback(*args):
+        pass
+
+    with pytest.raises(UsageTypeError, match="plain function"):
+        loop(scripted("x"), on_event=callback)
+    with pytest.raises(UsageTypeError, match="plain function"):
+        loop(replace(scripted("x"), on_budget_exceeded=callback))
+    with pytest.raises(UsageTypeError, match="asynchronous"):
+        loop(scripted("x"), on_event=lambda delta: callback(delta)).synchronize(5)
+
+
+class Indescribable(Exception):
+    def __str__(self):
+        raise ValueError("no words")
+
+
+class Frozen(Exception):
+    def __setattr__(self, name, value):
+        raise TypeError("frozen")
+
+    def add_note(self, note):
+        raise TypeError("frozen")
+
+
+@pytest.mark.parametrize("error", [Indescribable, Frozen])
+@pytest.mark.parametrize("lazy", [True, False])
+def test_an_error_that_cannot_be_described_ends_its_run_all_the_same(error, lazy):
+    def on_event(delta):
+        raise error
+
+    with pytest.raises(error):
+        loop(scripted("x"), on_event=on_event, lazy=lazy).synchronize(5)
+
+
+def test_a_tools_error_that_cannot_be_described_goes_to_the_model():
+    out = loop(scripted(calls(call("record")), "done"), tools=[Recorder(result=Indescribable())])
+    assert bodies(out)[0]["message"] == "Indescribable"
+
+
+def test_on_event_is_called_for_what_arrived_before_the_run_fails_and_not_after_a_cancel():
+    seen = []
+
+    def slowly(delta):
+        time.sleep(0.02)
+        seen.append(delta)
+
+    class Breaks(SyncOnly):
+        def complete_stream(self, req):
+            for _ in range(10):
+                yield RathLLMStreamDelta(content_delta="x")
+            raise ConnectionError("broken off")
+
+    register_chat_client("breaks", Breaks)
+    out = loop(Provider(provider_kind="breaks"), on_event=slowly)
+    with pytest.raises(ConnectionError):
+        out.synchronize(5)
+    assert len(seen) == 10
+    seen.clear()
+    out = loop(scripted("x" * 400, chunk_chars=4), on_event=slowly)
+    while not seen:
+        time.sleep(0.005)
+    out.cancel()
+    with pytest.raises(RunCancelled):
+        out.synchronize(5)
+    after = len(seen)
+    time.sleep(0.2)
+    assert len(seen) <= after + 1
+
+
 def test_on_event_with_an_executor_is_refused():
     with pytest.raises(ValueError, match="executor"):
         loop(scripted("x"), on_event=print, executor=object())
@@ -495,6 +567,57 @@ def test_users_clients_may_be_synchronous_or_asynchronous(client, text):
     out = loop(provider, on_event=seen.append)
     assert out.chunk_table[-1].text == text
     assert len(seen) >= 2
+
+
+class RaisesAtOnce(SyncOnly):
+    def complete_stream(self, req):
+        raise ConnectionError("no stream")
+
+
+class NoStream(SyncOnly):
+    def complete_stream(self, req):
+        return None
+
+
+class PlainDefReturnsAsync(SyncOnly):
+    def complete_stream(self, req):
+        return AsyncClient.complete_stream(self, req)
+
+
+class VendorShaped(SyncOnly):
+    """Like the vendors' own streams: asynchronous, with ``close`` instead of ``aclose``."""
+
+    async def complete_stream(self, req):
+        source = AsyncClient.complete_stream(self, req)
+
+        class Stream:
+            closed = False
+
+            def __aiter__(self):
+                return self
+
+            async def __anext__(self):
+                return await anext(source)
+
+            async def close(self):
+                VendorShaped.closed = True
+
+        return Stream()
+
+
+@pytest.mark.parametrize(
+    ("client", "expected"),
+    [(RaisesAtOnce, ConnectionError), (NoStream, ProviderError), (PlainDefReturnsAsync, "async"), (VendorShaped, "async")],
+)
+def test_whatever_complete_stream_is_the_run_ends(client, expected):
+    register_chat_client(client.__name__, client)
+    out = loop(Provider(provider_kind=client.__name__), on_event=lambda d: None)
+    if isinstance(expected, str):
+        assert out.synchronize(5).chunk_table[-1].text == expected
+        assert client is not VendorShaped or VendorShaped.closed
+    else:
+        with pytest.raises(expected):
+            out.synchronize(5)
 
 
 def test_tool_call_fragments_are_collected_by_index():
@@ -647,6 +770,11 @@ def test_a_streaming_executor_streams_and_folds():
         ({"on_event": 3}, UsageTypeError),
         ({"tools": [object()]}, UsageTypeError),
         ({"executor": object()}, UsageTypeError),
+        ({"timeout_s": "5"}, UsageTypeError),
+        ({"timeout_s": float("nan")}, UsageValueError),
+        ({"persist_path": 3}, UsageTypeError),
+        ({"middleware": print}, UsageTypeError),
+        ({"middleware": [3]}, UsageTypeError),
     ],
 )
 def test_wrong_arguments_are_refused_at_the_call(options, error):
@@ -788,6 +916,38 @@ def test_middleware_that_leaves_early_leaves_a_valid_transcript():
     out = loop(scripted(calls(call("record", "a"), call("record", "b"))), tools=[Recorder()], middleware=[leave])
     assert [r.tool_call_id for r in out.chunk_table if r.tool_call_id] == ["a", "b"]
     assert {b["error_kind"] for b in bodies(out)} == {"interrupted"}
+
+
+def passing(runner):
+    async def run(request):
+        async for event in runner(request):
+            yield event
+
+    return run
+
+
+@pytest.mark.parametrize("middleware", [[], [lambda runner: runner], [passing], [passing, passing]])
+@pytest.mark.parametrize("where", ["tool", "model"])
+@pytest.mark.parametrize("how", ["cancel", "timeout"])
+def test_a_run_that_is_cut_short_ends_as_it_should_whatever_wraps_it(middleware, where, how):
+    @tool(name="wait")
+    async def wait() -> None:
+        await asyncio.sleep(30)
+
+    replies = [calls(call("wait", "c"))] if where == "tool" else [{"text": "late", "latency_s": 30}]
+    out = loop(scripted(*replies), tools=[wait], middleware=middleware, timeout_s=0.3 if how == "timeout" else None)
+    if how == "cancel":
+        kind = events.ToolStarted if where == "tool" else events.TurnStarted
+        next(e for e in out.events() if isinstance(e, kind))
+        out.cancel("enough")
+    with pytest.raises(TurnTimeoutError if how == "timeout" else RunCancelled):
+        out.synchronize(5)
+    assert out.status == ("failed" if how == "timeout" else "cancelled")
+    expected = ["user", "assistant", "tool_result"] if where == "tool" else ["user"]
+    assert [r.kind.value for r in out.partial] == expected
+    told = list(out.events())
+    assert sum(isinstance(e, events.TERMINAL) for e in told) == 1
+    assert isinstance(told[-1], events.TERMINAL)
 
 
 # -- compress ---------------------------------------------------------------------------------------------------------
