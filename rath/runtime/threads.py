@@ -100,16 +100,15 @@ class ToolThreads:
                 self._unclaimed += 1
 
     def help_out(self, timeout_s: float) -> None:
-        """Do one waiting call on the caller's thread if there are no threads for it, else sleep ``timeout_s``."""
-        if self._threads:
+        """Do one call for which there is no thread on the caller's, else sleep ``timeout_s``."""
+        with self._lock:
+            stranded = self._threads == 0 and self._unclaimed > 0
+            if stranded:
+                self._unclaimed -= 1
+        if not stranded:
             time.sleep(timeout_s)
             return
-        try:
-            call = self._queue.get(timeout=timeout_s)
-        except queue.Empty:
-            return
-        with self._lock:
-            self._unclaimed -= 1
+        call = self._queue.get()
         self._deliver(call[0], *_outcome(*call), idle=False)
 
     def _work(self) -> None:
