@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import weakref
 from typing import TYPE_CHECKING
 
@@ -43,7 +44,7 @@ _takes: set[asyncio.Task[None]] = set()
 class Branch:
     """What makes a placement a copy. Owned by it alone; :meth:`freeze` is for any thread, the coroutines for the engine."""
 
-    __slots__ = ("__weakref__", "_asked", "_backend", "_early", "_parent", "_snapshot", "_taken", "abandoned")
+    __slots__ = ("__weakref__", "_asked", "_backend", "_copying", "_early", "_parent", "_snapshot", "_taken", "abandoned")
 
     def __init__(self, backend: str, parent: Lease) -> None:
         self._backend = backend
@@ -51,6 +52,7 @@ class Branch:
         self._asked = False
         self._early = False  # the parent was not open at the freeze
         self._snapshot: object | None = None
+        self._copying: asyncio.Task[object] | None = None
         self._taken: concurrent.futures.Future[None] = concurrent.futures.Future()
         self.abandoned = False
         track(self)
@@ -83,10 +85,17 @@ class Branch:
         try:
             try:
                 await sandbox.gate.alone(turn, PATIENCE_S)
-                if not self.abandoned:
-                    sandbox.check()
-                    self._snapshot = await sandbox.backend._asnapshot(sandbox)
+                sandbox.check()
+                copying = self._copying = asyncio.create_task(_snapshot(sandbox))
+                # In this order: abandon() may run on another thread, and sees either the task or us the flag.
+                if self.abandoned:
+                    copying.cancel()
+                await asyncio.wait([copying])
+                self._snapshot = None if copying.cancelled() else copying.result()
             finally:
+                started, self._copying = self._copying, None
+                if started is not None:
+                    started.cancel()  # of a task that has ended: nothing
                 sandbox.gate.done(turn)
         except BaseException as error:
             self._taken.set_exception(error)
@@ -139,6 +148,10 @@ class Branch:
     def abandon(self, *, block: bool) -> None:
         """Nobody holds the copy, and it was never opened."""
         self.abandoned = True
+        copying = self._copying
+        if copying is not None and not copying.done():
+            with contextlib.suppress(RuntimeError):  # the engine has ended, and the copy with it
+                copying.get_loop().call_soon_threadsafe(copying.cancel)
         lease = self._parent
         if lease is not None:
             lease.drop(block=block)
@@ -155,6 +168,10 @@ class Branch:
             self._snapshot = self._parent = None
             self._taken = concurrent.futures.Future()
             self._taken.set_exception(SandboxClosed("the process forked before this copy of a workspace was used"))
+
+
+async def _snapshot(sandbox: BackendSandbox) -> object:
+    return await sandbox.backend._asnapshot(sandbox)
 
 
 def serve_early(sandbox: BackendSandbox, turns: list[tuple[Branch, Reservation | None]]) -> None:

@@ -29,6 +29,9 @@ __all__ = [
     "WorkspaceDiff",
 ]
 
+NEW_FILE_MODE = 0o644
+"""The permissions of a file that a write makes, unless it says otherwise. A file that is there keeps its own."""
+
 
 # -- what is asked ----------------------------------------------------------------------------------------------------
 
@@ -67,11 +70,16 @@ class BackendToolFilesRead(BackendTool):
 
 @dataclass(frozen=True, slots=True)
 class BackendToolFilesWrite(BackendTool):
-    """Write a file, whole and at once, in place of what was there; text as UTF-8. Makes missing directories."""
+    """Write a file, whole and at once, in place of what was there; text as UTF-8. Makes missing directories.
+
+    Args:
+        mode: the file's permissions. The default, ``0o644``, is for a file that is new: one that is there keeps its own.
+            Any other mode is set in either case.
+    """
 
     path: str
     data: bytes | str
-    mode: int = 0o644
+    mode: int = NEW_FILE_MODE
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,12 @@
 """The ``local`` backend: the host itself. Opt-in by name, and no isolation: a command can do whatever its user can.
 
 What it does promise: file tools stay in the workspace, commands get none of the host's environment but
-``PATH HOME LANG TERM``, output is bounded, a timeout, a cancellation and a close kill whole process trees, and nothing is
-ever deleted but directories that this backend made itself.
+``PATH HOME LANG TERM``, output is bounded, a timeout, a cancellation and a close kill whole process trees, and no directory
+is ever deleted but those that this backend made itself, whatever stands at their path by then.
+
+Commands carry two variables by which their processes are found, ``RATH_CALL`` and ``RATH_SANDBOX``;
+:mod:`rath.backend.local_kill` says who escapes a kill all the same. What a call leaves in the background may go on until
+the sandbox closes.
 """
 
 from __future__ import annotations
@@ -13,7 +17,6 @@ import contextlib
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import ClassVar, TypeVar
 from weakref import WeakSet
 
@@ -21,9 +24,11 @@ from rath.backend import local_files
 from rath.backend.closing import ending
 from rath.backend.local_code import command_for
 from rath.backend.local_diff import Baseline, compare
+from rath.backend.local_kill import ProcessGroups
+from rath.backend.local_own import own_directory, remove_own, sweep_leftovers_once
 from rath.backend.local_paths import DIRECTORY, Confined, Refused
-from rath.backend.local_process import Ended, ProcessGroups, run_process
-from rath.backend.local_tree import copy_tree, own_directory, remove_own
+from rath.backend.local_process import Ended, run_process
+from rath.backend.local_start import Snapshot, enter_directory
 from rath.backend.types import (
     Backend,
     BackendSandbox,
@@ -47,7 +52,7 @@ from rath.core import ports
 from rath.errors import (
     SandboxBroken,
     SandboxClosed,
-    SandboxUnavailable,
+    SandboxError,
     UnsupportedBackendTool,
     UsageTypeError,
     UsageValueError,
@@ -114,17 +119,12 @@ class LocalSandbox(BackendSandbox):
     workspace: _Workspace
 
 
-@dataclass(frozen=True, slots=True)
-class _Snapshot:
-    path: str
-    baseline: Baseline
-
-
 class LocalBackend(Backend):
     """Host processes in a directory: the spec's ``working_dir``, or one of its own that is removed at the close.
 
-    ``working_dir`` is made if it is missing and never removed. ``env`` is added to every command's environment.
-    ``timeout`` is the default of each call. ``image`` and ``entrypoint`` cannot be honoured and are refused.
+    ``working_dir`` is made if it is missing, which is logged (INFO), and never removed. ``env`` is added to every
+    command's environment. ``timeout`` is the default of each call. ``image`` and ``entrypoint`` cannot be
+    honoured and are refused.
     """
 
     name: ClassVar[str] = "local"
@@ -147,11 +147,12 @@ class LocalBackend(Backend):
 
     async def _aopen(self, spec: BackendSandboxSpec | None = None) -> BackendSandbox:
         _check_spec(spec)
+        sweep_leftovers_once()
         if spec is None or spec.working_dir is None:
             root = Confined(own_directory())
             return self._sandbox(_Workspace(root, True, Baseline(), spec), spec)
         path = os.path.abspath(os.path.expanduser(spec.working_dir))
-        root, baseline = await ports.engine().call(_enter_directory, path)
+        root, baseline = await ports.engine().call(enter_directory, path)
         return self._sandbox(_Workspace(root, False, baseline, spec), spec)
 
     def _sandbox(self, workspace: _Workspace, spec: BackendSandboxSpec | None) -> BackendSandbox:
@@ -212,17 +213,26 @@ class LocalBackend(Backend):
     async def _asnapshot(self, sandbox: BackendSandbox) -> object:
         workspace = _workspace(sandbox)
         _check_there(workspace)
-        return await _in_thread(workspace, _snapshot, workspace)
+        stop = threading.Event()
+        take = _in_thread(workspace, Snapshot.take, workspace.root, workspace.baseline, stop.is_set)
+        taking = asyncio.ensure_future(take)
+        try:
+            return await asyncio.shield(taking)
+        except asyncio.CancelledError:  # nobody wants it any more
+            stop.set()
+            with contextlib.suppress(SandboxError):
+                await self._adiscard(await taking)
+            raise
 
     async def _arestore(self, spec: BackendSandboxSpec | None, snapshot: object) -> BackendSandbox:
-        if not isinstance(snapshot, _Snapshot):
+        if not isinstance(snapshot, Snapshot):
             raise UsageTypeError(f"a snapshot of the local backend is needed, not {type(snapshot).__name__}")
         _check_spec(spec)
         return self._sandbox(_Workspace(Confined(snapshot.path), True, snapshot.baseline, spec), spec)
 
     async def _adiscard(self, snapshot: object) -> None:
-        if isinstance(snapshot, _Snapshot):
-            await _tidy(_discard, snapshot)
+        if isinstance(snapshot, Snapshot):
+            await _tidy(snapshot.discard)
 
     async def _adiff(self, sandbox: BackendSandbox) -> WorkspaceDiff:
         workspace = _workspace(sandbox)
@@ -257,36 +267,6 @@ def _check_spec(spec: BackendSandboxSpec | None) -> None:
         raise UsageValueError(f"timeout={spec.timeout!r}: a call needs more than no time")
     if spec.working_dir is not None and not spec.working_dir.strip():
         raise UsageValueError('working_dir is empty: name a directory ("." is the current one), or leave it out')
-
-
-def _enter_directory(path: str) -> tuple[Confined, Baseline]:
-    try:
-        os.makedirs(path, exist_ok=True)
-        root = Confined(path)
-    except OSError as error:
-        raise SandboxUnavailable(
-            f"working_dir {path!r} cannot be used: {error.strerror}. Name a directory that you may write to"
-        ) from error
-    try:
-        return root, Baseline.of(root)
-    except BaseException:
-        root.close()
-        raise
-
-
-def _snapshot(workspace: _Workspace) -> _Snapshot:
-    path = own_directory()
-    try:
-        copy_tree(workspace.root, path)
-    except BaseException:
-        remove_own(path)
-        raise
-    return _Snapshot(path, workspace.baseline.share())
-
-
-def _discard(snapshot: _Snapshot) -> None:
-    remove_own(snapshot.path)
-    snapshot.baseline.drop()
 
 
 async def _tidy(function: Callable[..., None], *args: object) -> None:

@@ -8,7 +8,7 @@ import os
 import secrets
 import stat
 
-from rath.backend.calls import FileContent, FileEntries, FileEntry, FileWriteResult
+from rath.backend.calls import NEW_FILE_MODE, FileContent, FileEntries, FileEntry, FileWriteResult
 from rath.backend.local_paths import Confined, Refused
 
 __all__ = ["decode", "exists", "failure_kind", "file_size", "list_directory", "read_bytes", "write_file"]
@@ -83,14 +83,19 @@ def decode(data: bytes, encoding: str | None, relative: str) -> FileContent:
 
 
 def write_file(root: Confined, relative: str, data: bytes | str, mode: int) -> FileWriteResult:
-    """Replace a file in one step: readers see the old content or the new, never a part."""
+    """Replace a file in one step: readers see the old content or the new, never a part.
+
+    With ``NEW_FILE_MODE``, the default of a write, a file that is there keeps its own permissions.
+    """
     if isinstance(data, str):
         try:
             data = data.encode()
         except UnicodeEncodeError:
             raise Refused("encode_error", "the text holds half of a surrogate pair, which UTF-8 cannot encode") from None
     with root.parent(relative, create=True) as (directory, name):
-        _refuse_special(directory, name, relative)
+        old = _refuse_special(directory, name, relative)
+        if old is not None and mode == NEW_FILE_MODE:
+            mode = stat.S_IMODE(old.st_mode)
         temporary = f".rath-{secrets.token_hex(8)}.tmp"
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=directory)
         try:
@@ -107,15 +112,17 @@ def write_file(root: Confined, relative: str, data: bytes | str, mode: int) -> F
     return FileWriteResult(len(data))
 
 
-def _refuse_special(directory: int, name: str, relative: str) -> None:
+def _refuse_special(directory: int, name: str, relative: str) -> os.stat_result | None:
+    """The status of the file that a write replaces, if there is one."""
     try:
         status = os.stat(name, dir_fd=directory, follow_symlinks=False)
     except FileNotFoundError:
-        return
+        return None
     if stat.S_ISDIR(status.st_mode):
         raise Refused("is_directory", f"{relative!r} is a directory: a file cannot take its place")
     if not stat.S_ISREG(status.st_mode):
         raise Refused("not_a_file", f"{relative!r} is not a regular file, and is not replaced by one")
+    return status
 
 
 def _write_all(fd: int, data: bytes) -> None:

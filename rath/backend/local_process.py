@@ -4,9 +4,8 @@
 a pipe is gone. Here a *pidfd* tells when the leader ends, output is capped as it streams, and a call ends when its leader
 has ended and the pipes are empty: what a background process holds open holds nobody up.
 
-Each command leads a session of its own. A kill stops every descendant first, so that none can fork away meanwhile; then
-kills them all. What left the session *and* lost its parent before (a daemon that forked twice) is out of reach here:
-``local`` is the host itself.
+Each command leads a session of its own and carries two marks in its environment, by which :mod:`rath.backend.local_kill`
+finds and kills what it started, and says what is out of reach.
 """
 
 from __future__ import annotations
@@ -14,16 +13,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import signal
 import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO
 
+from rath.backend.local_kill import ProcessGroups
 from rath.backend.local_output import CappedOutput
 
-__all__ = ["Ended", "Group", "ProcessGroups", "run_process"]
+__all__ = ["Ended", "run_process"]
 
 CHUNK_BYTES = 64 * 1024
 DRAIN_S = 0.05
@@ -44,141 +43,14 @@ class Ended:
     closed: bool
 
 
-class Group:
-    """A command's process group, from its start until nobody is left in it."""
-
-    __slots__ = ("closed", "leader", "leader_alive")
-
-    def __init__(self, leader: int) -> None:
-        self.leader = leader
-        self.leader_alive = True
-        self.closed = False  # killed because its sandbox closed
-
-    def empty(self) -> bool:
-        """Whether nobody is left, or the number belongs to somebody else by now."""
-        if self.leader_alive:
-            return False
-        try:
-            # While members live, the kernel gives their group's number to no process. So where there is a process with
-            # that number, and our leader is gone, the group had emptied before.
-            os.kill(self.leader, 0)
-            return True
-        except ProcessLookupError:
-            pass
-        except PermissionError:
-            return True
-        try:
-            os.killpg(self.leader, 0)
-        except ProcessLookupError:
-            return True
-        except PermissionError:
-            pass
-        return False
-
-    def kill(self) -> None:
-        """Kill the leader, its group and every descendant that can be found."""
-        if self.empty():
-            return
-        # A stopped process cannot fork: after a round that finds nobody new, the tree is complete.
-        self._signal(signal.SIGSTOP)
-        found: set[int] = set()
-        for _ in range(10):
-            new = _descendants(self.leader) - found
-            if not new:
-                break
-            found |= new
-            for pid in new:
-                with contextlib.suppress(ProcessLookupError, PermissionError):
-                    os.kill(pid, signal.SIGSTOP)
-        self._signal(signal.SIGKILL)
-        for pid in found:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.kill(pid, signal.SIGKILL)
-
-    def _signal(self, number: signal.Signals) -> None:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.leader, number)
-
-
-class ProcessGroups:
-    """The groups of one sandbox in which somebody may be left: running commands, and what they left in the background."""
-
-    def __init__(self) -> None:
-        self._groups: set[Group] = set()
-
-    def add(self, leader: int) -> Group:
-        """A command has started."""
-        for old in [group for group in self._groups if group.empty()]:
-            self._groups.discard(old)
-        group = Group(leader)
-        self._groups.add(group)
-        return group
-
-    def leader_ended(self, group: Group) -> None:
-        """A command's leader has ended; others of its group may go on."""
-        group.leader_alive = False
-        if group.empty():
-            self._groups.discard(group)
-
-    def kill_all(self) -> None:
-        """The sandbox closes."""
-        for group in list(self._groups):
-            group.closed = True
-            group.kill()
-
-    @property
-    def empty(self) -> bool:
-        """Whether nobody is left alive. Where no init reaps them, the dead stay as zombies."""
-        left = [group for group in self._groups if not group.empty()]
-        if not left:
-            return True
-        alive = {session for _, _, session, state in _processes() if state not in "ZX"}
-        return not any(group.leader in alive for group in left)
-
-
-def _processes() -> Iterator[tuple[int, int, int, str]]:
-    """Process, parent, session and state of every process, by ``/proc``; nothing where there is none."""
-    try:
-        names = os.listdir("/proc")
-    except OSError:
-        return
-    for name in names:
-        if not name.isdigit():
-            continue
-        try:
-            with open(f"/proc/{name}/stat", "rb") as file:
-                # After the name, which may hold anything: state, parent, group, session.
-                fields = file.read().rpartition(b")")[2].split()
-        except OSError:
-            continue
-        yield int(name), int(fields[1]), int(fields[3]), fields[0].decode()
-
-
-def _descendants(top: int) -> set[int]:
-    """``top``'s descendants and the members of its session."""
-    children: dict[int, list[int]] = {}
-    found: set[int] = set()
-    for pid, parent, session, _ in _processes():
-        children.setdefault(parent, []).append(pid)
-        if session == top and pid != top:
-            found.add(pid)
-    todo = [top, *found]
-    while todo:
-        for child in children.get(todo.pop(), ()):
-            if child not in found:
-                found.add(child)
-                todo.append(child)
-    return found
-
-
 class _Run:
     """One command under way: the loop's callbacks and what they gather."""
 
-    def __init__(self, process: subprocess.Popen[bytes], groups: ProcessGroups) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], groups: ProcessGroups, mark: str) -> None:
         self.loop = loop = asyncio.get_running_loop()
         self.process = process
         self.groups = groups
-        self.group = groups.add(process.pid)
+        self.group = groups.add(process.pid, mark)
         self.outputs: dict[int, CappedOutput] = {}
         self.changed = asyncio.Event()  # a pipe ended, or the leader did
         self.ended = False
@@ -334,8 +206,10 @@ async def run_process(
         ValueError: an argument or variable holds a NUL character.
     """
     started = time.monotonic()
-    process, extra_read = _start(argv, env, cwd, stdin is not None, extra_pipe)
-    run = _Run(process, groups)
+    marks = groups.marks()
+    marked = {**env, **dict(mark.split("=", 1) for mark in marks)}
+    process, extra_read = _start(argv, marked, cwd, stdin is not None, extra_pipe)
+    run = _Run(process, groups, marks[1])
     stdout, stderr = run.watch(process.stdout), run.watch(process.stderr)
     extra = run.watch(extra_read)
     if stdin is not None:

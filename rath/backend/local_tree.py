@@ -1,15 +1,13 @@
-"""Directory trees on the host: copying, comparing and removing them, and those that are ours to remove."""
+"""Directory trees on the host: reading and copying them."""
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import errno
-import logging
+import fcntl
 import os
 import shutil
 import stat
-import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -17,60 +15,13 @@ from typing import NamedTuple
 from rath.backend.local_paths import Confined, Refused
 from rath.errors import SandboxError
 
-__all__ = ["Found", "copy_tree", "own_directory", "remove_own", "walk"]
+__all__ = ["Found", "check_space", "copy_tree", "walk"]
 
-PREFIX = "rath-local-"
-_log = logging.getLogger("rath.backend.local")
-_own: dict[str, int] = {}
 _READ = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW
 _COPY_BYTES = 1024 * 1024
-
-
-# -- directories of our own -------------------------------------------------------------------------------------------
-
-
-def own_directory() -> str:
-    """A new directory, for this user only, that is removed at the latest when this process exits."""
-    path = tempfile.mkdtemp(prefix=PREFIX)
-    _own[path] = os.getpid()
-    return path
-
-
-def remove_own(path: str) -> None:
-    """Remove a directory that :func:`own_directory` made, and only such a one."""
-    if _own.get(path) != os.getpid():  # a stranger's, gone already, or the parent's in a forked child
-        return
-    _remove(path)
-    del _own[path]
-
-
-def _remove(path: str) -> None:
-    try:
-        shutil.rmtree(path)
-    except FileNotFoundError:
-        if not os.path.lexists(path):
-            return
-    except (OSError, RecursionError):
-        pass
-    if os.path.lexists(path):
-        # Directories without write permission, or nested deeper than Python can recurse: the system's own tools manage.
-        # RuntimeError: Python 3.12 starts no process any more while it ends.
-        with contextlib.suppress(OSError, RuntimeError):
-            for command in (["chmod", "-R", "u+rwX", "--", path], ["rm", "-rf", "--", path]):
-                subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
-    if os.path.lexists(path):
-        raise SandboxError(f"the workspace copy {path} could not be removed; remove it by hand")
-
-
-@atexit.register
-def _remove_all() -> None:
-    """The last net: what no sandbox's close has removed, after Ctrl-C for example."""
-    for path, pid in list(_own.items()):
-        if pid == os.getpid():
-            try:
-                _remove(path)
-            except SandboxError as error:
-                _log.error("%s", error)
+# In the kernel; between two such steps a copy can be stopped.
+_KERNEL_COPY_BYTES = 32 * 1024 * 1024
+_FICLONE = 0x40049409  # share all blocks of a file with another one; Linux on btrfs, XFS, bcachefs
 
 
 # -- reading a tree ---------------------------------------------------------------------------------------------------
@@ -137,19 +88,63 @@ def open_file(root: Confined, path: str) -> Iterator[int]:
 # -- copying ----------------------------------------------------------------------------------------------------------
 
 
-def copy_tree(root: Confined, target: str, skip: Callable[[str, bool], bool] = lambda _name, _is_dir: False) -> None:
-    """Copy everything below ``root`` into the empty directory ``target``: bytes, modes, times, links as links.
+def check_space(root: Confined, target: str, stop: Callable[[], bool]) -> None:
+    """Raise ``SandboxError`` if a copy of everything below ``root`` does not fit where ``target`` is, or ``stop`` says so.
+
+    Counted is what the files really occupy: holes need nothing.
+    """
+    need = 0
+    largest: tuple[int, str] = (0, "")
+    try:
+        for path, status in walk(root):
+            _go_on(stop)
+            if stat.S_ISREG(status.st_mode):
+                size = status.st_blocks * 512
+                need += size
+                largest = max(largest, (size, path))
+    except OSError as error:
+        raise SandboxError(f"the workspace {root.path} cannot be copied: {error.strerror}") from error
+    free = shutil.disk_usage(target).free
+    if need > free and not _shares_blocks(root, largest[1], target):
+        raise SandboxError(
+            f"a copy of the workspace {root.path} needs {need / 2**20:,.1f} MiB, and {os.path.dirname(target)} has "
+            f"{free / 2**20:,.1f} MiB free. Remove large files from the workspace, or set TMPDIR to a directory on a "
+            "larger disk"
+        )
+
+
+def _shares_blocks(root: Confined, path: str, target: str) -> bool:
+    """Whether a copy in ``target`` takes no space of its own, tried with one file."""
+    try:
+        with open_file(root, path) as source, tempfile.TemporaryFile(dir=target) as probe:
+            fcntl.ioctl(probe.fileno(), _FICLONE, source)
+    except (OSError, Refused):
+        return False
+    return True
+
+
+def copy_tree(
+    root: Confined,
+    target: str,
+    skip: Callable[[str, bool], bool] = lambda _name, _is_dir: False,
+    stop: Callable[[], bool] = lambda: False,
+) -> None:
+    """Copy everything below ``root`` into the empty directory ``target``: bytes, holes, modes, times, links as links.
 
     Sockets, pipes and devices are left out, and what vanishes meanwhile. Each file is copied as long as it was when its
     turn came, so a program that writes for ever does not hold the copy up.
 
+    Args:
+        stop: asked now and then; true ends the copy with an error.
+
     Raises:
-        SandboxError: something could not be read or written; the message says what.
+        SandboxError: something could not be read or written, the message says what; or ``stop`` said so.
     """
     directories: list[tuple[str, os.stat_result]] = [(target, os.fstat(root.fd))]
     path = "."
     try:
         for path, status in walk(root, skip):
+            _go_on(stop)
             there = os.path.join(target, path)
             try:
                 if stat.S_ISDIR(status.st_mode):
@@ -159,7 +154,7 @@ def copy_tree(root: Confined, target: str, skip: Callable[[str, bool], bool] = l
                     os.symlink(read_link(root, path), os.fsencode(there))
                     _set_times(there, status)
                 elif stat.S_ISREG(status.st_mode):
-                    _copy_file(root, path, there)
+                    _copy_file(root, path, there, stop)
             except (OSError, Refused) as error:
                 if not vanished(error):
                     raise
@@ -171,43 +166,66 @@ def copy_tree(root: Confined, target: str, skip: Callable[[str, bool], bool] = l
         _set_times(there, status)
 
 
+def _go_on(stop: Callable[[], bool]) -> None:
+    if stop():
+        raise SandboxError("the copy of the workspace was stopped: nobody waits for it any more")
+
+
 def _set_times(path: str, status: os.stat_result) -> None:
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns), follow_symlinks=False)
 
 
-def _copy_file(root: Confined, path: str, there: str) -> None:
+def _copy_file(root: Confined, path: str, there: str, stop: Callable[[], bool]) -> None:
     with open_file(root, path) as source:
         status = os.fstat(source)
         if not stat.S_ISREG(status.st_mode):
             return
         target = os.open(there, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
-            _copy_bytes(source, target, status.st_size)
+            for start, end in _data(source, status.st_size):
+                _copy_range(source, target, start, end, stop)
+            os.ftruncate(target, min(status.st_size, os.fstat(source).st_size))  # a hole may be at the end
             os.fchmod(target, stat.S_IMODE(status.st_mode))
             os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))
         finally:
             os.close(target)
 
 
-def _copy_bytes(source: int, target: int, size: int) -> None:
-    left = size
+def _data(fd: int, size: int) -> Iterator[tuple[int, int]]:
+    """Where a file holds data: ranges of bytes, between which are holes that read as zeros."""
+    at = 0
+    while at < size:
+        try:
+            start = os.lseek(fd, at, os.SEEK_DATA)
+            at = os.lseek(fd, start, os.SEEK_HOLE)
+        except (AttributeError, OSError) as error:
+            if getattr(error, "errno", None) != errno.ENXIO:  # a system without: all of it is data
+                yield at, size
+            return
+        yield start, min(at, size)
+
+
+def _copy_range(source: int, target: int, start: int, end: int, stop: Callable[[], bool]) -> None:
     try:
-        while left > 0:  # in the kernel; on file systems that can, blocks are shared instead of copied
-            copied = os.copy_file_range(source, target, left)
+        while start < end:  # on file systems that can, blocks are shared instead of copied
+            _go_on(stop)
+            copied = os.copy_file_range(source, target, min(end - start, _KERNEL_COPY_BYTES), start, start)
             if copied == 0:
                 return
-            left -= copied
+            start += copied
         return
     except AttributeError:
         pass
     except OSError as error:
         if error.errno not in (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM):
             raise
-    while left > 0:
-        data = os.read(source, min(left, _COPY_BYTES))
+    while start < end:
+        _go_on(stop)
+        data = os.pread(source, min(end - start, _COPY_BYTES), start)
         if not data:
             return
-        left -= len(data)
         view = memoryview(data)
         while view:
-            view = view[os.write(target, view) :]
+            written = os.pwrite(target, view, start)
+            start += written
+            view = view[written:]

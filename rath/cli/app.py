@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -15,7 +14,8 @@ import typer
 
 import rath
 from rath import cli
-from rath.cli.console import Trouble, err, log_to_stderr, out, prepare_streams
+from rath.cli import signals
+from rath.cli.console import Trouble, err, log_to_stderr, out, prepare_streams, settle_streams
 from rath.core.redact import redact_text
 from rath.errors import RathError, UsageError
 
@@ -33,6 +33,8 @@ sessions_app = typer.Typer(
     name="sessions", help="Session logs: what ran, and what was said.", no_args_is_help=True, rich_markup_mode=None
 )
 app.add_typer(sessions_app)
+
+_PIPE_BROKE = 141
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON for programs, and nothing else.")]
 
@@ -135,19 +137,33 @@ def run_app(arguments: Sequence[str]) -> int:
     """Run a command line; see :func:`rath.cli.main.main` for the exit codes."""
     prepare_streams()
     arguments, debug = _without_debug(arguments)
-    with log_to_stderr(logging.INFO if debug else logging.WARNING):
-        try:
-            code = app(list(arguments), prog_name="rath", standalone_mode=False)
-        except KeyboardInterrupt:
+    streams = sys.stdout, sys.stderr
+    try:
+        with signals.like_ctrl_c(), log_to_stderr(logging.INFO if debug else logging.WARNING):
+            return _run_app(arguments, debug)
+    except OSError:  # not even the error could be said: the terminal is gone
+        return 1
+    finally:
+        sys.stdout, sys.stderr = streams  # click wraps them when a pipe breaks
+        settle_streams()
+
+
+def _run_app(arguments: Sequence[str], debug: bool) -> int:
+    try:
+        code = app(list(arguments), prog_name="rath", standalone_mode=False)
+    except KeyboardInterrupt:
+        with contextlib.suppress(OSError):  # after SIGHUP there may be nobody to tell
             err().line("interrupted")
-            return 130
-        except BrokenPipeError:
-            # The reader left, e.g. `| head`. Python would complain again when it flushes at exit.
-            with contextlib.suppress(OSError):
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 141
-        except Exception as error:
-            return _explain(error, debug)
+        return signals.exit_code()
+    except BrokenPipeError:
+        return _PIPE_BROKE
+    except SystemExit as leaving:
+        # Click makes one of a broken pipe, e.g. of `| head`, and says 1.
+        if isinstance(leaving.__context__, BrokenPipeError):
+            return _PIPE_BROKE
+        return leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
+    except Exception as error:
+        return _explain(error, debug)
     return code if isinstance(code, int) else 0
 
 

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import logging
+import os
+import shlex
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import TextIOWrapper
+from pathlib import Path
 from typing import Any, TextIO, TypeAlias
 
 from rich.console import Console
@@ -17,7 +23,18 @@ from rath.core.redact import redact_bytes, redact_text
 from rath.display.diff import diff_lines
 from rath.display.text import clean
 
-__all__ = ["Part", "Screen", "Trouble", "err", "log_to_stderr", "out", "prepare_streams"]
+__all__ = [
+    "Part",
+    "Screen",
+    "Trouble",
+    "err",
+    "log_to_stderr",
+    "out",
+    "own_command",
+    "prepare_streams",
+    "settle_streams",
+    "user_path",
+]
 
 Part: TypeAlias = "str | tuple[str, str]"
 """Text, or text and its style."""
@@ -33,12 +50,19 @@ class Trouble(Exception):
         self.code = code
 
 
+class _Console(Console):
+    """Lets a broken pipe be known: rich's own answer is to leave, with 1, past whoever has runs to stop."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+
+
 class Screen:
     """One of the two standard streams. Everything printed is made visible first (:func:`rath.display.text.clean`)."""
 
     def __init__(self, stream: TextIO) -> None:
         # No markup, no highlighting, no emoji codes: text of models and tools must mean itself.
-        self.console = Console(file=stream, markup=False, highlight=False, emoji=False, soft_wrap=True)
+        self.console = _Console(file=stream, markup=False, highlight=False, emoji=False, soft_wrap=True)
         self._open_line = False
 
     @property
@@ -138,3 +162,48 @@ def prepare_streams() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+
+
+def settle_streams() -> None:
+    """Write out what is pending. A stream whose reader is gone is pointed at nothing: Python flushes it again at exit."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            with contextlib.suppress(OSError, ValueError):
+                nothing = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nothing, stream.fileno())
+                os.close(nothing)
+
+
+def user_path(path: Path | str) -> Path:
+    """A path from the command line, ``~`` expanded."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise Trouble(f"{path}: {error}. Set HOME, or give the whole path") from error
+
+
+def own_command() -> str:
+    """What to type, here and now, to run this ``rath`` again: bare only where that is what the PATH finds."""
+    started = Path(sys.argv[0])
+    by_module = started.name in ("__main__.py", "main.py")
+    script = Path(sys.executable).with_name("rath") if by_module else started
+    found = shutil.which("rath")
+    if found is not None and script.exists() and os.path.samefile(found, script):
+        return "rath"
+    if by_module:
+        return f"{shlex.quote(_from_here(Path(sys.executable)))} -m rath"
+    if started.name != "rath" or not started.is_file():  # called as a function, by some other program
+        return "rath"
+    return shlex.quote(_from_here(started))
+
+
+def _from_here(program: Path) -> str:
+    # Not resolved: a virtual environment's python is a link, and only by that name the environment's.
+    program = program.absolute()
+    try:
+        shown = str(program.relative_to(Path.cwd()))
+    except (OSError, ValueError):
+        return str(program)
+    return shown if os.sep in shown else os.path.join(os.curdir, shown)

@@ -5,6 +5,7 @@ What the agents say is scripted; every tool call runs, and which branch wins is 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import sys
@@ -16,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from rath.backend.types import BackendSandboxSpec, CommandResult
-from rath.cli.console import Screen, Trouble, err, out
+from rath.cli import signals
+from rath.cli.console import Screen, Trouble, err, out, user_path
 from rath.cli.demo_agents import BRANCHES, OPENING, DemoAgent, copy_project, scripted
 from rath.cli.demo_story import HONEST, Branch, Story, TestRun, as_json, show, write_results
 from rath.cli.progress import RunWatch, cancel_all, follow, watch_live
@@ -51,8 +53,9 @@ def run_demo(*, keep: Path | None, speed: float, json: bool) -> int:
             else:
                 show(screen, story, paths)
     except _Interrupted as stop:
-        err().line(f"interrupted; logs so far: {', '.join(map(str, stop.logs)) or 'none'}")
-        return 130
+        with contextlib.suppress(OSError):  # after SIGHUP there may be nobody to tell
+            err().line(f"interrupted; logs so far: {', '.join(map(str, stop.logs)) or 'none'}")
+        return signals.exit_code()
     if story.winner is None:
         err().line(("error: ", "bold red"), "in no branch do the tests pass; the page has the transcripts")
         return 1
@@ -69,7 +72,7 @@ def _results_directory(keep: Path | None) -> Path:
     if keep is None:
         results = openrath_home() / "demo" / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     else:
-        results = keep.expanduser().absolute()
+        results = user_path(keep).absolute()
     try:
         results.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
@@ -96,8 +99,11 @@ def _play(screen: Screen, directory: Path, speed: float, *, quiet: bool) -> Stor
     try:
         return _acts(screen, directory, speed, runs, quiet=quiet)
     except KeyboardInterrupt:
-        cancel_all(runs)
+        cancel_all(runs, f"interrupted by {signals.reason()}")
         raise _Interrupted([log for run in runs if (log := session_file(run.id)).exists()]) from None
+    except BaseException as error:  # whoever read the output left, or the demo could not go on
+        cancel_all(runs, f"the command ended: {type(error).__name__}")
+        raise
 
 
 def _acts(screen: Screen, directory: Path, speed: float, runs: list[Session], *, quiet: bool) -> Story:

@@ -9,7 +9,7 @@ from typing import Any
 from uuid import UUID
 
 from rath.backend.types import WorkspaceDiff
-from rath.cli.console import Screen
+from rath.cli.console import Screen, own_command
 from rath.cli.demo_agents import OPENING, DemoAgent, copy_project
 from rath.cli.progress import RunWatch
 from rath.core.redact import redact_text
@@ -124,7 +124,7 @@ def show(screen: Screen, story: Story, paths: dict[str, Path]) -> None:
         screen.line(("logs    " if place == 0 else "        ", "dim"), str(log))
     last = story.winner or story.branches[0]
     screen.line()
-    screen.line("Look at one: ", (f"rath sessions show {short_id(last.session.id)}", "bold"))
+    screen.line("Look at one: ", (f"{own_command()} sessions show {short_id(last.session.id)}", "bold"))
 
 
 def _heading(screen: Screen, text: str) -> None:

@@ -19,6 +19,7 @@ from rath.backend.local_paths import Confined
 from rath.cli.console import out
 from rath.core.home import DIRECTORY_NAME, openrath_home
 from rath.display.text import duration, one_line
+from rath.errors import RathError
 from rath.flow.agent import Agent
 from rath.llm.scripted import ScriptedClient
 from rath.session.primitives import create_user_session
@@ -73,6 +74,8 @@ def run_checks() -> list[Check]:
     for look in looks:
         try:
             checks += look()
+        except RathError as error:  # says what is wrong and what to do
+            checks.append(Check(look.__name__.strip("_").replace("_", " "), "bad", one_line(str(error), 400)))
         except Exception as error:
             # A doctor who faints at the first symptom is of no use: what a check dies of is its finding.
             name = look.__name__.strip("_").replace("_", " ")
@@ -106,7 +109,7 @@ def _data_directory() -> list[Check]:
     home = openrath_home()
     if os.environ.get("OPENRATH_HOME"):
         why = "OPENRATH_HOME"
-    elif home.parent == Path.home():
+    elif str(home.parent) == os.path.expanduser("~"):  # of an account without a home: left as it is
         why = f"no {DIRECTORY_NAME} at or above the working directory"
     else:
         why = f"the nearest {DIRECTORY_NAME}"

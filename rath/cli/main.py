@@ -20,7 +20,8 @@ except ModuleNotFoundError as error:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line (the process's own by default) and return its exit code.
 
-    0: it worked. 1: the run failed. 2: wrong usage, or the command line's packages are not installed. 130: Ctrl-C.
+    0: it worked. 1: the run failed. 2: wrong usage, or the command line's packages are not installed. 129, 130, 143:
+    SIGHUP, Ctrl-C, SIGTERM. 141: whoever read the output left.
     """
     if _run is None:
         sys.stderr.write(f"rath: the command line needs the package {_missing!r}: pip install 'rath[cli]'\n")

@@ -154,10 +154,10 @@ def follow(screen: Screen, session: Session, seen: RunWatch) -> None:
     _wait_until_done([session])
 
 
-def cancel_all(sessions: Sequence[Session]) -> None:
+def cancel_all(sessions: Sequence[Session], why: str) -> None:
     """Stop the runs of ``sessions`` and wait until they have, for ten seconds at most."""
     for session in sessions:
-        session.cancel("interrupted by Ctrl-C")
+        session.cancel(why)
     _wait_until_done(sessions)
 
 

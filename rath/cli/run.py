@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,14 +13,15 @@ from typing import Any
 
 from rath.backend import registry
 from rath.backend.types import BackendSandboxSpec, WorkspaceDiff
-from rath.cli.console import Screen, Trouble, err, out
+from rath.cli import signals
+from rath.cli.console import Screen, Trouble, err, out, own_command, user_path
 from rath.cli.progress import RunWatch, cancel_all, follow, watch_live
 from rath.core import events
 from rath.core.home import openrath_home
 from rath.core.redact import redact_text
 from rath.display.diff import diff_counts
 from rath.display.text import count, duration
-from rath.errors import BackendNotFound, RathError
+from rath.errors import BackendNotFound, RathError, UsageError
 from rath.flow.agent import Agent
 from rath.flow.tool.edit import coding_tools
 from rath.llm.provider import Provider
@@ -65,9 +68,10 @@ class Result:
 
 
 def run_task(options: RunOptions) -> int:
-    """Run the task, show it, say where everything is. The exit code: 0, 1 (failed) or 130 (Ctrl-C)."""
-    backend = _backend(options.backend)
+    """Run the task, show it, say where everything is. The exit code: 0, 1 (failed), or that of an interruption."""
+    _check_backend(options.backend)
     workspace = _workspace(options.workspace)
+    backend = _chosen_backend(options)
     agent, model = _agent(options)
     placed = create_user_session(options.task).to(backend, spec=BackendSandboxSpec(working_dir=str(workspace)))
     screen = out()
@@ -90,40 +94,64 @@ def run_task(options: RunOptions) -> int:
     except KeyboardInterrupt:
         interrupted = True
         _cancel(sessions)
+    except BaseException as error:  # whoever read the output left
+        cancel_all(sessions, f"the command ended: {type(error).__name__}")
+        raise
     wall_s = time.monotonic() - began
     results = [_result(s, w, options.persist) for s, w in zip(sessions, watches, strict=True)]
     if options.branches > 1 and options.persist and not interrupted:
         results = _keep_patches(results)
-    if options.as_json:
-        screen.json(_as_json(options, backend, workspace, model, results, wall_s))
-    else:
-        _report(screen, results, workspace, wall_s, interrupted)
+    # When a terminal hangs up, there is nobody to report to, and the exit code is what remains.
+    with contextlib.suppress(OSError) if interrupted else contextlib.nullcontext():
+        if options.as_json:
+            screen.json(_as_json(options, backend, workspace, model, results, wall_s))
+        else:
+            _report(screen, results, workspace, wall_s, interrupted)
     if interrupted:
-        return 130
+        return signals.exit_code()
     return 0 if all(result.seen.status == "completed" for result in results) else 1
 
 
 # -- before -----------------------------------------------------------------------------------------------------------
 
 
-def _backend(name: str | None) -> str:
-    names = registry.list_names()
-    if name is None:
-        raise Trouble(
-            f"say where the agent's tools may run: --backend {' or --backend '.join(names)}. "
-            "`local` is this machine itself: commands run as you, without isolation"
+def _chosen_backend(options: RunOptions) -> str:
+    """The backend. Backend and model have no default: name all that is missing at once, and show a line that works."""
+    wanted = []
+    if options.backend is None:
+        names = " or --backend ".join(registry.list_names())
+        wanted.append(
+            f"say where the agent's tools may run: --backend {names} "
+            "(`local` is this machine itself: commands run as you, without isolation)"
         )
+    if not options.model:
+        try:
+            Provider.from_env()
+        except UsageError:
+            wanted.append("say which model: --model openai:NAME or --model anthropic:NAME, or set RATH_MODEL")
+    if wanted or options.backend is None:
+        task = options.task if len(options.task) <= 60 and options.task.isprintable() else "What to do"
+        words = ["run", task, "--backend", options.backend or "local", "--model", options.model or "openai:gpt-5.5"]
+        words += [] if options.workspace == Path() else ["--workspace", str(options.workspace)]
+        example = f"{own_command()} {shlex.join(words)}"
+        key = "" if options.model else " (with OPENAI_API_KEY set)"
+        raise Trouble(f"{'; and '.join(wanted)}. For example: {example}{key}")
+    return options.backend
+
+
+def _check_backend(name: str | None) -> None:
+    if name is None:
+        return
     try:
         registry.check_name(name)
     except BackendNotFound as error:
         raise Trouble(f"--backend: {error}") from error
     if not registry.is_available(name):
         raise Trouble(f"the backend {name!r} does not work on this machine: `rath doctor` says why", code=1)
-    return name
 
 
 def _workspace(path: Path) -> Path:
-    workspace = path.expanduser().absolute()
+    workspace = user_path(path).absolute()
     if not workspace.is_dir():
         raise Trouble(f"--workspace: there is no directory {workspace}")
     return workspace
@@ -164,9 +192,10 @@ def _announce(screen: Screen, options: RunOptions, backend: str, workspace: Path
 
 
 def _cancel(sessions: Sequence[Session]) -> None:
-    err().end_line()
-    err().line("interrupted: stopping what runs (Ctrl-C again to leave at once)")
-    cancel_all(sessions)
+    with contextlib.suppress(OSError):
+        err().end_line()
+        err().line("interrupted: stopping what runs (Ctrl-C again to leave at once)")
+    cancel_all(sessions, f"interrupted by {signals.reason()}")
 
 
 # -- afterwards -------------------------------------------------------------------------------------------------------
@@ -216,7 +245,7 @@ def _report(screen: Screen, results: Sequence[Result], workspace: Path, wall_s: 
         screen.line()
         screen.line(f"{duration(wall_s)} in all; the branches one after the other: {duration(total_s)}")
         if any(result.patch for result in results):
-            screen.line((f"to use one: cd {workspace} && patch -p1 < PATCH", "dim"))
+            screen.line((f"to use one: cd {shlex.quote(str(workspace))} && patch -p1 < PATCH", "dim"))
     for result in results:
         seen = result.seen
         if seen.status == "failed":

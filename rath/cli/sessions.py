@@ -9,16 +9,17 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from rath.cli.console import Screen, Trouble, out
+from rath.cli.console import Screen, Trouble, out, user_path
 from rath.core.encoding import decode_json
 from rath.display.svg import short_id
 from rath.display.text import clean, count, one_line
 from rath.display.transcript import CallView, ResultView, view_row
 from rath.llm.types import RathLLMTokenUsage
 from rath.session.chunk import ChunkRow
-from rath.session.persistence.manage import PersistedSessionMeta, list_persisted_sessions
+from rath.session.persistence.manage import PersistedSessionMeta, list_persisted_sessions, writer_of
 from rath.session.persistence.paths import SESSION_FILE_SUFFIX, SESSION_PARTIAL_SUFFIX, sessions_dir
 from rath.session.persistence.reader import PersistedSession, load_session
+from rath.session.persistence.records import usage_from_json
 
 __all__ = ["find_session_log", "list_logs", "show_log"]
 
@@ -65,8 +66,7 @@ def show_log(session: str, *, as_json: bool, full: bool) -> int:
         _show_row(screen, index, row, full)
     if loaded.verdict != "complete":
         screen.line()
-        what = "is open: its run goes on, or was stopped" if loaded.verdict == "open" else "was cut off within its last line"
-        screen.line((f"the log {what}", "yellow"))
+        screen.line((f"the log {_why_unfinished(loaded)}", "yellow"))
     return 0
 
 
@@ -77,7 +77,7 @@ def find_session_log(session: str) -> Path:
         Trouble: none, or more than one.
     """
     if os.sep in session or session.endswith((SESSION_FILE_SUFFIX, SESSION_PARTIAL_SUFFIX)):
-        path = Path(session).expanduser()
+        path = user_path(session)
         if not path.exists():
             raise Trouble(f"there is no log {path}", code=1)
         return path
@@ -136,19 +136,33 @@ def _state(loaded: PersistedSession) -> str:
     return {"open": "open (no trailer)", "torn": "torn (the last line was cut off)"}.get(loaded.verdict, loaded.verdict)
 
 
+def _why_unfinished(loaded: PersistedSession) -> str:
+    writer = writer_of(loaded.path)
+    if writer is not None:
+        return f"is being written by {writer}"
+    if loaded.verdict == "torn":
+        return "was cut off within its last line: its process died"
+    return "has no trailer: its run failed, was cancelled, or its process died"
+
+
 def _usage_so_far(records: Sequence[Mapping[str, Any]]) -> RathLLMTokenUsage | None:
-    names = ("prompt_tokens", "completion_tokens", "total_tokens")
-    found = [record for record in records if record.get("record_type") == "usage"]
-    if not found:
+    found = [usage_from_json(record) for record in records if record.get("record_type") == "usage"]
+    known = [usage for usage in found if usage is not None]
+    if not known:
         return None
-    prompt, completion, total = (
-        sum(value for record in found if isinstance(value := record.get(name), int)) for name in names
+    return RathLLMTokenUsage(
+        sum(usage.prompt_tokens for usage in known),
+        sum(usage.completion_tokens for usage in known),
+        sum(usage.total_tokens for usage in known),
     )
-    return RathLLMTokenUsage(prompt, completion, total)
 
 
 def _show_row(screen: Screen, index: int, row: ChunkRow, full: bool) -> None:
-    view = view_row(row)
+    try:
+        view = view_row(row)
+    except (ValueError, OverflowError, RecursionError) as error:  # a row that somebody made to be a nuisance
+        screen.line((f"[{index}] ", "dim"), (f"{row.kind.value}: cannot be shown: {one_line(str(error), 100)}", "yellow"))
+        return
     if view.result is not None:
         _show_result(screen, index, view.tool, view.result, full)
         return
@@ -188,7 +202,10 @@ def _show_lines(screen: Screen, text: str, *, folded: bool, style: str = "") -> 
 
 
 def _when(moment: datetime) -> str:
-    return moment.astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    try:
+        return moment.astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    except (ValueError, OverflowError, OSError):  # the first or last day of all, in another time zone
+        return moment.isoformat(" ", "seconds")[:19]
 
 
 # -- as JSON ----------------------------------------------------------------------------------------------------------

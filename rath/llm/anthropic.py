@@ -26,9 +26,10 @@ from typing import Any
 import anthropic
 from anthropic import AsyncAnthropic, AsyncStream
 
-from rath.core.encoding import encode_json
 from rath.errors import ProviderError, UsageValueError
-from rath.llm.failure import Vendor, stream_error
+from rath.llm.bounds import bound_replies
+from rath.llm.failure import Vendor, reply_json, stream_error
+from rath.llm.reply_values import count, token_usage, words
 from rath.llm.tool_args import distinct_call_ids, parse_tool_arguments, tool_call_part
 from rath.llm.transport import Access, HttpChatClient, SdkClients
 from rath.llm.types import (
@@ -78,7 +79,19 @@ _Blocks = list[dict[str, Any]]
 def _make_sdk(access: Access) -> AsyncAnthropic:
     timeout = anthropic.NOT_GIVEN if access.timeout_s is None else access.timeout_s
     # Retries are the run's business: it knows its budget, its deadline and who else waits for this provider.
-    return AsyncAnthropic(api_key=access.api_key, base_url=access.base_url, timeout=timeout, max_retries=0)
+    sdk = AsyncAnthropic(
+        api_key=access.api_key,
+        base_url=access.base_url,
+        timeout=timeout,
+        max_retries=0,
+        # A redirect would carry the prompts to whatever host it names.
+        http_client=anthropic.DefaultAsyncHttpxClient(
+            follow_redirects=False, event_hooks={"response": [bound_replies(VENDOR.label)]}
+        ),
+    )
+    # Some versions add the environment's token to a key that was passed, whatever the address.
+    sdk.auth_token = None
+    return sdk
 
 
 class RathAnthropicChatClient(HttpChatClient):
@@ -284,7 +297,7 @@ def normalize_anthropic_response(payload: Mapping[str, Any]) -> RathLLMChatRespo
     uses = [block for block in entries if block.get("type") == "tool_use"]
     ids = distinct_call_ids(str(block.get("id") or "") for block in uses)
     calls = tuple(
-        tool_call_part(call_id, str(block.get("name") or ""), encode_json(block.get("input") or {}).decode())
+        tool_call_part(call_id, str(block.get("name") or ""), reply_json(block.get("input") or {}, VENDOR))
         for call_id, block in zip(ids, uses, strict=True)
     )
     message = RathLLMAssistantMessage(
@@ -304,7 +317,7 @@ def normalize_anthropic_response(payload: Mapping[str, Any]) -> RathLLMChatRespo
 
 
 def _joined(blocks: Iterable[Mapping[str, Any]], kind: str, key: str) -> str | None:
-    return "".join(str(block.get(key) or "") for block in blocks if block.get("type") == kind) or None
+    return "".join(words(block.get(key)) or "" for block in blocks if block.get("type") == kind) or None
 
 
 def _finish_reason(reason: object, has_calls: bool) -> RathLLMFinishReason:
@@ -317,12 +330,15 @@ def _finish_reason(reason: object, has_calls: bool) -> RathLLMFinishReason:
 def _usage(usage: object) -> RathLLMTokenUsage | None:
     if not isinstance(usage, Mapping):
         return None
-    read, written = usage.get("cache_read_input_tokens") or 0, usage.get("cache_creation_input_tokens") or 0
-    prompt = int((usage.get("input_tokens") or 0) + read + written)
-    completion = int(usage.get("output_tokens") or 0)
+    parts = [
+        count(usage.get(name) or 0) for name in ("input_tokens", "cache_read_input_tokens", "cache_creation_input_tokens")
+    ]
+    new, read, written = parts
+    if new is None or read is None or written is None:
+        return None
     # `cached_tokens` is what chat completions call the tokens that were read from a cache.
     details = {"cached_tokens": read, "cache_creation_tokens": written} if read or written else None
-    return RathLLMTokenUsage(prompt, completion, prompt + completion, prompt_tokens_details=details)
+    return token_usage(prompt=new + read + written, completion=usage.get("output_tokens"), prompt_details=details)
 
 
 # -- streams ---------------------------------------------------------------------------------------
@@ -333,7 +349,7 @@ class _EventReader:
 
     def __init__(self) -> None:
         self._calls: dict[int, int] = {}  # block → call
-        self._inputs: dict[int, Mapping[str, Any]] = {}  # block → an input that came with its start
+        self._inputs: dict[int, Any] = {}  # block → an input that came with its start
         self._usage: dict[str, Any] = {}
         self._ended = False
 
@@ -342,16 +358,16 @@ class _EventReader:
             raise ProviderError(f"{VENDOR.label} sent an event that is no JSON object: {str(event)[:200]}")
         match event.get("type"):
             case "message_start":
-                self._add_usage((event.get("message") or {}).get("usage"))
+                self._add_usage(_inner(event, "message").get("usage"))
             case "content_block_start":
-                yield from self._start_block(_number(event), event.get("content_block") or {})
+                yield from self._start_block(_number(event), _inner(event, "content_block"))
             case "content_block_delta":
-                yield from self._extend_block(_number(event), event.get("delta") or {})
+                yield from self._extend_block(_number(event), _inner(event, "delta"))
             case "content_block_stop":
                 yield from self._stop_block(_number(event))
             case "message_delta":
                 self._add_usage(event.get("usage"))
-                reason = (event.get("delta") or {}).get("stop_reason")
+                reason = _inner(event, "delta").get("stop_reason")
                 if reason is not None:
                     self._ended = True
                     yield RathLLMStreamDelta(finish_reason=_finish_reason(reason, bool(self._calls)))
@@ -385,30 +401,35 @@ class _EventReader:
                     self._inputs[number] = block["input"]
                 yield RathLLMStreamDelta(
                     tool_call_index=index,
-                    tool_call_id=block.get("id"),
-                    tool_call_name_delta=block.get("name"),
+                    tool_call_id=words(block.get("id")),
+                    tool_call_name_delta=words(block.get("name")),
                 )
-            case "text" if block.get("text"):
-                yield RathLLMStreamDelta(content_delta=block["text"])
-            case "thinking" if block.get("thinking"):
-                yield RathLLMStreamDelta(reasoning_delta=block["thinking"])
+            case "text" if text := words(block.get("text")):
+                yield RathLLMStreamDelta(content_delta=text)
+            case "thinking" if text := words(block.get("thinking")):
+                yield RathLLMStreamDelta(reasoning_delta=text)
 
     def _extend_block(self, number: int, delta: Mapping[str, Any]) -> Iterator[RathLLMStreamDelta]:
         match delta.get("type"):
-            case "text_delta" if delta.get("text"):
-                yield RathLLMStreamDelta(content_delta=delta["text"])
-            case "thinking_delta" if delta.get("thinking"):
-                yield RathLLMStreamDelta(reasoning_delta=delta["thinking"])
-            case "input_json_delta" if delta.get("partial_json") and number in self._calls:
+            case "text_delta" if text := words(delta.get("text")):
+                yield RathLLMStreamDelta(content_delta=text)
+            case "thinking_delta" if text := words(delta.get("thinking")):
+                yield RathLLMStreamDelta(reasoning_delta=text)
+            case "input_json_delta" if number in self._calls and (text := words(delta.get("partial_json"))):
                 self._inputs.pop(number, None)
-                yield RathLLMStreamDelta(tool_call_index=self._calls[number], tool_call_args_delta=delta["partial_json"])
+                yield RathLLMStreamDelta(tool_call_index=self._calls[number], tool_call_args_delta=text)
 
     def _stop_block(self, number: int) -> Iterator[RathLLMStreamDelta]:
         whole = self._inputs.pop(number, None)
         if whole is not None:
-            yield RathLLMStreamDelta(tool_call_index=self._calls[number], tool_call_args_delta=encode_json(whole).decode())
+            yield RathLLMStreamDelta(tool_call_index=self._calls[number], tool_call_args_delta=reply_json(whole, VENDOR))
 
 
 def _number(event: Mapping[str, Any]) -> int:
     index = event.get("index")
     return index if isinstance(index, int) else 0
+
+
+def _inner(event: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    inner = event.get(name)
+    return inner if isinstance(inner, Mapping) else {}

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 import openai
 from openai import AsyncOpenAI, AsyncStream
 
-from rath.core.encoding import encode_json
 from rath.errors import ProviderError, UsageValueError
-from rath.llm.failure import Vendor, stream_error
+from rath.llm.bounds import bound_replies
+from rath.llm.failure import Vendor, reply_json, stream_error
+from rath.llm.reply_values import count, mapping, token_usage, words
 from rath.llm.tool_args import distinct_call_ids, tool_call_part
 from rath.llm.transport import Access, HttpChatClient, SdkClients
 from rath.llm.types import (
@@ -64,7 +65,16 @@ _OPTIONS = tuple(
 def _make_sdk(access: Access) -> AsyncOpenAI:
     timeout = openai.NOT_GIVEN if access.timeout_s is None else access.timeout_s
     # Retries are the run's business: it knows its budget, its deadline and who else waits for this provider.
-    return AsyncOpenAI(api_key=access.api_key, base_url=access.base_url, timeout=timeout, max_retries=0)
+    return AsyncOpenAI(
+        api_key=access.api_key,
+        base_url=access.base_url,
+        timeout=timeout,
+        max_retries=0,
+        # A redirect would carry the prompts to whatever host it names.
+        http_client=openai.DefaultAsyncHttpxClient(
+            follow_redirects=False, event_hooks={"response": [bound_replies(VENDOR.label)]}
+        ),
+    )
 
 
 class RathOpenAIChatClient(HttpChatClient):
@@ -179,10 +189,10 @@ def _normalize(payload: Mapping[str, Any]) -> RathLLMChatResponse:
     return RathLLMChatResponse(
         id=str(payload.get("id") or ""),
         choices=tuple(_choice(place, c) for place, c in enumerate(choices) if isinstance(c, Mapping)),
-        created=_whole(payload.get("created")),
+        created=count(payload.get("created")) or 0,
         model=str(payload.get("model") or ""),
-        service_tier=payload.get("service_tier"),
-        system_fingerprint=payload.get("system_fingerprint"),
+        service_tier=words(payload.get("service_tier")),
+        system_fingerprint=words(payload.get("system_fingerprint")),
         usage=_usage(payload.get("usage")),
         raw=payload,
     )
@@ -194,18 +204,24 @@ def _choice(place: int, choice: Mapping[str, Any]) -> RathLLMChatChoice:
         message = {}
     calls = _tool_calls(message.get("tool_calls"))
     return RathLLMChatChoice(
-        index=choice["index"] if isinstance(choice.get("index"), int) else place,
+        index=place if (index := count(choice.get("index"))) is None else index,
         finish_reason=_finish_reason(choice.get("finish_reason"), calls is not None),
         message=RathLLMAssistantMessage(
             content=_text(message.get("content")),
-            refusal=message.get("refusal"),
+            refusal=words(message.get("refusal")),
             reasoning_content=_reasoning(message),
             tool_calls=calls,
-            function_call=message.get("function_call"),
-            annotations=tuple(message.get("annotations") or ()) or None,
+            function_call=mapping(message.get("function_call")),
+            annotations=_annotations(message.get("annotations")),
         ),
-        logprobs=choice.get("logprobs"),
+        logprobs=mapping(choice.get("logprobs")),
     )
+
+
+def _annotations(annotations: object) -> tuple[Mapping[str, Any], ...] | None:
+    if not isinstance(annotations, list):
+        return None
+    return tuple(entry for entry in annotations if isinstance(entry, Mapping)) or None
 
 
 def _tool_calls(calls: object) -> tuple[RathLLMToolCallPart, ...] | None:
@@ -226,7 +242,7 @@ def _function(entry: Mapping[str, Any]) -> tuple[str | None, str | None]:
         return None, None
     name, arguments = function.get("name"), function.get("arguments")
     if arguments is not None and not isinstance(arguments, str):
-        arguments = encode_json(arguments).decode()
+        arguments = reply_json(arguments, VENDOR)
     return (None if name is None else str(name)), arguments
 
 
@@ -256,18 +272,13 @@ def _finish_reason(reason: object, has_calls: bool) -> RathLLMFinishReason:
 def _usage(usage: object) -> RathLLMTokenUsage | None:
     if not isinstance(usage, Mapping):
         return None
-    prompt, completion = _whole(usage.get("prompt_tokens")), _whole(usage.get("completion_tokens"))
-    return RathLLMTokenUsage(
-        prompt_tokens=prompt,
-        completion_tokens=completion,
-        total_tokens=_whole(usage.get("total_tokens")) or prompt + completion,
-        completion_tokens_details=usage.get("completion_tokens_details"),
-        prompt_tokens_details=usage.get("prompt_tokens_details"),
+    return token_usage(
+        prompt=usage.get("prompt_tokens"),
+        completion=usage.get("completion_tokens"),
+        total=usage.get("total_tokens"),
+        completion_details=usage.get("completion_tokens_details"),
+        prompt_details=usage.get("prompt_tokens_details"),
     )
-
-
-def _whole(value: object) -> int:
-    return int(value) if isinstance(value, int | float) else 0
 
 
 # -- streams ---------------------------------------------------------------------------------------

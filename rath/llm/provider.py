@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from rath.core import ports
 from rath.core.encoding import decode_json
-from rath.core.home import openrath_home
+from rath.core.home import home_was_found, openrath_home
 from rath.core.redact import add_secret
 from rath.errors import UsageError, UsageTypeError, UsageValueError
 from rath.llm.types import RathLLMFunctionTool
@@ -107,11 +107,16 @@ class Provider:
         temperature, max_tokens``). ``store``, an object with ``get_llm_provider(name)``, takes the file's
         place.
 
+        A file that was met on the way up from the working directory may be somebody else's: an entry there with a
+        ``base_url`` must have its ``api_key`` too, so that no key of the environment goes to that address.
+
         Raises:
             KeyError: there is no such provider; the message lists those there are.
-            UsageError: the file cannot be read, or is not of this form.
+            UsageError: the file cannot be read, is not of this form, or has a ``base_url`` without an ``api_key``.
         """
         entry = _from_store(store, name) if store is not None else _from_file(name)
+        if store is None:
+            _check_address(entry, overrides)
         known = {f.name for f in fields(cls)}
         unknown = sorted(set(entry) - known)
         if unknown:
@@ -256,6 +261,19 @@ def _check_values(provider: Provider) -> None:
             raise UsageValueError(f"Provider.{name} must not be negative: {value!r}")
     if provider.timeout_s is not None and not provider.timeout_s > 0:
         raise UsageValueError(f"Provider.timeout_s is a number of seconds above 0, not {provider.timeout_s!r}")
+
+
+def _check_address(entry: Mapping[str, Any], overrides: Mapping[str, Any]) -> None:
+    merged = {**entry, **overrides}
+    key = merged.get("api_key")
+    if "base_url" in overrides or not merged.get("base_url") or (isinstance(key, str) and key.strip()):
+        return
+    if merged.get("client") is None and home_was_found():
+        raise UsageError(
+            f"{openrath_home() / CONFIG_FILE_NAME} has a base_url without an api_key, and was found by looking upwards "
+            "from the working directory: no key of the environment is sent to an address from such a file. Put api_key "
+            "beside the base_url (any text, if the server needs none), or set OPENRATH_HOME to trust that directory"
+        )
 
 
 def _from_store(store: Any, name: str | None) -> Mapping[str, Any]:

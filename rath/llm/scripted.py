@@ -97,8 +97,8 @@ class ScriptedClient(ChatClientBase):
         by_turn: which reply a call gets. ``False``: the next one, whoever calls. ``True``: the one of the
             call's turn in its own run, so that each of many overlapping runs gets the whole script; a retried
             call gets its reply again.
-        record: keep the requests in :attr:`requests`: ``True`` for the last 1,000, or how many. A request
-            that is kept keeps its session's rows.
+        record: keep the requests in :attr:`requests`: ``True`` for the last 1,000, or how many; none unless
+            asked for, because a request that is kept keeps its session's rows.
         provider: the configuration that :attr:`provider` shows; made from ``model`` if not given.
         model: the name that responses carry.
 
@@ -118,7 +118,7 @@ class ScriptedClient(ChatClientBase):
         chunk_chars: int = CHUNK_CHARS,
         loop: bool = False,
         by_turn: bool = False,
-        record: bool | int = True,
+        record: bool | int = False,
         provider: Provider | None = None,
         model: str = KIND,
     ) -> None:

@@ -7,8 +7,10 @@ the history with its typed transformation: 25 ms for 101 messages, where encodin
 from __future__ import annotations
 
 import asyncio
+import difflib
 import functools
 import os
+import re
 from abc import abstractmethod
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Mapping
 from ipaddress import ip_address
@@ -18,7 +20,8 @@ from urllib.parse import urlsplit
 from rath.core import ports
 from rath.core.encoding import encode_json
 from rath.core.redact import add_secret
-from rath.errors import UsageError, UsageValueError
+from rath.errors import UsageError, UsageTypeError, UsageValueError
+from rath.llm.bounds import ReplyMeter, expects_stream
 from rath.llm.client import ChatClientBase
 from rath.llm.failure import Vendor, decode_reply, mapped_errors
 from rath.llm.fold import response_deltas
@@ -28,6 +31,8 @@ from rath.llm.types import RathLLMChatRequest, RathLLMChatResponse, RathLLMStrea
 __all__ = ["HttpChatClient", "SdkClients", "StreamReader"]
 
 NO_KEY = "none"
+FINE_TUNED = "ft"
+_IS_KIND = re.compile(r"[A-Za-z]+(?:[-_][A-Za-z]+)*").fullmatch
 _SDK_OPTIONS = {"extra_headers": "headers", "extra_query": "params", "timeout": "timeout"}
 
 
@@ -48,23 +53,69 @@ def resolve_access(provider: Provider, vendor: Vendor) -> Access:
     A server on this machine needs no key. A key that is found is redacted from now on.
 
     Raises:
-        UsageError: there is no key.
+        UsageError: there is no key, or it cannot stand in a header.
         UsageValueError: the base URL is none.
     """
     base_url = provider.base_url or os.environ.get(vendor.url_variable) or vendor.default_url
-    parts = urlsplit(base_url)
-    if parts.scheme not in {"http", "https"} or not parts.hostname:
+    host = _host(base_url)
+    if host is None:
         raise UsageValueError(f"the base URL for {vendor.label} must start with http:// or https:// and name a host")
-    key = provider.api_key or os.environ.get(vendor.key_variable)
+    key, source = _find_key(provider, vendor)
     if key:
         add_secret(key)
+        if not (key.isascii() and key.isprintable()):
+            # The HTTP library's own refusal quotes the whole header.
+            raise UsageError(
+                f"the API key in {source} has a character inside that no HTTP header can carry (a line break, a "
+                "typographic dash, …): copy the key again"
+            )
         return Access(key, base_url, provider.timeout_s)
-    if not _is_loopback(parts.hostname):
+    if not _is_loopback(host):
         raise UsageError(
             f"no API key for {vendor.label}: set the environment variable {vendor.key_variable} or pass "
             "Provider(api_key=…); `rath doctor` shows what is configured"
         )
     return Access(NO_KEY, base_url, provider.timeout_s)
+
+
+def _host(base_url: str) -> str | None:
+    try:
+        parts = urlsplit(base_url)
+        parts.port  # noqa: B018 - raises ValueError for what is no port
+    except ValueError:
+        return None
+    return parts.hostname if parts.scheme in {"http", "https"} else None
+
+
+def _find_key(provider: Provider, vendor: Vendor) -> tuple[str, str]:
+    """The key, without the line break that mounted secret files end in, and where it stands."""
+    key = (provider.api_key or "").strip()
+    if key:
+        return key, "Provider(api_key=…)"
+    return os.environ.get(vendor.key_variable, "").strip(), vendor.key_variable
+
+
+def check_kind(provider: Provider, vendor: Vendor) -> None:
+    """Refuse a model whose prefix looks like a mistyped kind: it would go, with its prompts, to another provider.
+
+    Servers with models like ``"mistral:7b"`` have a base URL of their own, and OpenAI's fine-tuned models begin with
+    ``"ft:"``.
+
+    Raises:
+        UsageValueError: it names the kinds there are.
+    """
+    prefix, colon, rest = (provider.model or "").partition(":")
+    if provider.provider_kind is not None or not colon or not rest or prefix == FINE_TUNED:
+        return
+    if provider.base_url or os.environ.get(vendor.url_variable) or not _IS_KIND(prefix):
+        return
+    kinds = ports.names("client")
+    close = difflib.get_close_matches(prefix.lower(), kinds, n=1)
+    meant = f" (did you mean {close[0]!r}?)" if close else ""
+    raise UsageValueError(
+        f"no provider kind {prefix!r}; there are: {', '.join(kinds)}{meant}. For a server of your own set base_url; "
+        f"provider_kind='openai' sends the model's name as it is"
+    )
 
 
 def _is_loopback(host: str) -> bool:
@@ -131,9 +182,20 @@ def split_sdk_options(arguments: dict[str, Any]) -> tuple[dict[str, Any], dict[s
     ``extra_headers``, ``extra_query`` and ``timeout`` are such options. ``extra_body`` is merged into the
     body. What is ``None`` is left out of it: ``extra_create_args={"store": None}`` takes a field out of the
     request.
+
+    Raises:
+        UsageTypeError: an option is no mapping of names.
+        UsageValueError: a header cannot be sent.
     """
     extra = arguments.pop("extra_body", None)
     options = {option: value for name, option in _SDK_OPTIONS.items() if (value := arguments.pop(name, None)) is not None}
+    for option in ("headers", "params"):
+        if not isinstance(options.get(option, {}), Mapping):
+            raise UsageTypeError(f"extra_create_args: extra_{'headers' if option == 'headers' else 'query'} must be a dict")
+    for name, value in options.get("headers", {}).items():
+        # The value may be a secret: the HTTP library's refusal would quote it.
+        if isinstance(value, str) and not (str(name).isascii() and value.isascii() and value.isprintable()):
+            raise UsageValueError(f"extra_headers: the value of {name!r} has a character that no HTTP header can carry")
     body = {name: value for name, value in arguments.items() if value is not None}
     if extra:
         body.update(extra)
@@ -157,6 +219,7 @@ class HttpChatClient(ChatClientBase):
     sdk_clients: ClassVar[SdkClients[Any]]
 
     def __init__(self, provider: Provider) -> None:
+        check_kind(provider, self.vendor)
         self._provider = provider
         self._access = resolve_access(provider, self.vendor)
 
@@ -188,28 +251,35 @@ class HttpChatClient(ChatClientBase):
         content = encode_json(body)
         with mapped_errors(vendor, access.base_url, access.timeout_s):
             sdk = await self.sdk_clients.get(access)
+            sending = expects_stream.set(stream)
+            try:
+                if stream:
+                    events = await sdk.post(
+                        vendor.path,
+                        cast_to=object,
+                        content=content,
+                        options=options,
+                        stream=True,
+                        stream_cls=vendor.stream_class,
+                    )
+                else:
+                    reply = await sdk.post(vendor.path, cast_to=bytes, content=content, options=options)
+            finally:
+                expects_stream.reset(sending)
             if not stream:
-                reply = await sdk.post(vendor.path, cast_to=bytes, content=content, options=options)
                 yield self._response(decode_reply(reply, vendor))
                 return
-            events = await sdk.post(
-                vendor.path,
-                cast_to=object,
-                content=content,
-                options=options,
-                stream=True,
-                stream_cls=vendor.stream_class,
-            )
             try:
                 if "json" in events.response.headers.get("content-type", ""):
                     # A server that does not stream answers all at once.
-                    reply = decode_reply(await events.response.aread(), vendor)
-                    for delta in response_deltas(self._response(reply)):
+                    whole = self._response(decode_reply(await events.response.aread(), vendor))
+                    for delta in response_deltas(whole):
                         yield delta
                     return
-                reader = self._reader()
+                reader, meter = self._reader(), ReplyMeter(vendor.label)
                 while (event := await anext(events, None)) is not None:
                     for delta in reader.read(event):
+                        meter.add(delta)
                         yield delta
                 reader.finish()
             finally:

@@ -138,7 +138,7 @@ def test_a_workspace_that_is_removed_or_replaced_is_broken(tmp_path: Path) -> No
 # -- commands -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_commands_environment_is_exactly_four_variables_and_what_was_given(
+def test_a_commands_environment_is_four_variables_two_marks_and_what_was_given(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for name in ("OPENAI_API_KEY", "ANTHROPIC_API_KEY", "AWS_SECRET_ACCESS_KEY", "PYTHONPATH", "LD_PRELOAD_X"):
@@ -148,6 +148,8 @@ def test_a_commands_environment_is_exactly_four_variables_and_what_was_given(
     with get("local").open(BackendSandboxSpec(env={"SPEC": "1"})) as sandbox:
         lines = run(sandbox, ["env"], env={"CALL": "2"}).stdout.decode().splitlines()
     found = dict(line.split("=", 1) for line in lines)
+    marks = found.pop("RATH_CALL"), found.pop("RATH_SANDBOX")
+    assert all(len(mark) == 32 for mark in marks)
     expected = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TERM")}
     assert found == {**expected, "SPEC": "1", "CALL": "2"}
 

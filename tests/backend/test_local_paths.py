@@ -136,6 +136,25 @@ def test_a_write_makes_directories_and_leaves_nothing_else(root: Confined) -> No
     assert local_files.read_bytes(root, "nowhere/x") == b"made"
 
 
+def test_a_write_with_the_default_mode_keeps_the_mode_of_a_file_that_is_there(root: Confined) -> None:
+    def mode(name: str) -> int:
+        return stat.S_IMODE(os.stat(os.path.join(root.path, name)).st_mode)
+
+    for kept in (0o755, 0o600, 0o440):
+        local_files.write_file(root, "kept", "old", 0o644)
+        os.chmod(os.path.join(root.path, "kept"), kept)
+        local_files.write_file(root, "kept", "new", 0o644)
+        assert mode("kept") == kept
+    local_files.write_file(root, "kept", "new", 0o750)
+    assert mode("kept") == 0o750
+    old = os.umask(0o077)
+    try:
+        local_files.write_file(root, "fresh", "x", 0o644)
+    finally:
+        os.umask(old)
+    assert mode("fresh") == 0o644
+
+
 def test_a_write_is_seen_whole_or_not_at_all(root: Confined) -> None:
     contents = [bytes([65 + n]) * 200_000 for n in range(4)]
     local_files.write_file(root, "f", contents[0], 0o644)

@@ -234,12 +234,12 @@ def test_many_threads_get_each_reply_once():
 # -- the record, and the cost -----------------------------------------------------------------------------------------
 
 
-def test_it_keeps_the_requests_it_is_told_to_keep():
-    client = ScriptedClient(["x"], loop=True)
+def test_it_keeps_the_requests_it_is_told_to_keep_and_no_others():
+    client = ScriptedClient(["x"], loop=True, record=True)
     req = request()
     ask(client, req)
     assert list(client.requests) == [req]
-    bounded, none = ScriptedClient(["x"], loop=True, record=2), ScriptedClient(["x"], record=False)
+    bounded, none = ScriptedClient(["x"], loop=True, record=2), ScriptedClient(["x"])
     for number in range(3):
         ask(bounded, request(seed=number))
     ask(none)

@@ -16,7 +16,9 @@ from rath.session.chunk import ChunkTable, user_text_chunk
 from rath.session.persistence import load_session
 from rath.session.persistence.format import (
     MAX_DEPTH,
+    MAX_ELEMENTS,
     MAX_LINE_BYTES,
+    MAX_OTHER_BYTES,
     SEAL_LENGTH,
     BadLine,
     build_line,
@@ -71,6 +73,8 @@ def test_the_page_names_every_field_that_is_written_and_the_limits(tmp_path: Pat
         for name in (record["record_type"], *record):
             assert f"`{name}`" in PAGE, name
     assert f"{MAX_LINE_BYTES:,} bytes" in PAGE
+    assert f"{MAX_OTHER_BYTES:,} bytes" in PAGE
+    assert f"{MAX_ELEMENTS:,} of the" in PAGE
     assert f"at most {MAX_DEPTH} deep" in PAGE
 
 
@@ -123,7 +127,16 @@ def test_the_package_exports_every_documented_name_and_loads_nothing_early() -> 
 
 @pytest.mark.parametrize(
     ("log", "lock"),
-    [("a.jsonl", "a.lock"), ("a.jsonl.__partial__", "a.lock"), ("a.txt", "a.txt.lock"), ("a", "a.lock"), (".jsonl", ".jsonl.lock")],
+    [
+        ("6a1f8f0e-8d5b-4c0e-9d53-0a5d2c9f5a11.jsonl", "6a1f8f0e-8d5b-4c0e-9d53-0a5d2c9f5a11.lock"),
+        ("6a1f8f0e-8d5b-4c0e-9d53-0a5d2c9f5a11.jsonl.__partial__", "6a1f8f0e-8d5b-4c0e-9d53-0a5d2c9f5a11.lock"),
+        ("6A1F8F0E-8D5B-4C0E-9D53-0A5D2C9F5A11.jsonl", "6A1F8F0E-8D5B-4C0E-9D53-0A5D2C9F5A11.jsonl.lock"),
+        ("uv.jsonl", "uv.jsonl.lock"),
+        ("a.jsonl.__partial__", "a.jsonl.__partial__.lock"),
+        ("a.txt", "a.txt.lock"),
+        ("a", "a.lock"),
+        (".jsonl", ".jsonl.lock"),
+    ],
 )
 def test_a_lock_stands_beside_its_log(log: str, lock: str) -> None:
     assert lock_file(Path("/x") / log) == Path("/x") / lock

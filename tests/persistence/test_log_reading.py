@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import os
 import resource
 import subprocess
@@ -68,7 +69,8 @@ def test_what_was_written_is_what_is_loaded(home: Path) -> None:
         assert header.lineage_operator == "Session.create"
         assert header.lineage_extras == session.lineage_extras
         assert header.parent_session_ids == ()
-        assert (header.sandbox_backend, header.sandbox_spec, header.sandbox_handle_id) == ("local", spec, None)
+        assert (header.sandbox_backend, header.sandbox_handle_id) == ("local", None)
+        assert header.sandbox_spec == dataclasses.replace(spec, env=None)
         assert [r["record_type"] for r in loaded.records] == [
             "usage", "tool_intent", "tool_intent", "tool_result", "tool_result",
         ]  # fmt: skip
@@ -290,7 +292,7 @@ def test_unknown_records_are_kept_and_do_not_matter(tmp_path: Path) -> None:
     rechained(path, [*edited[:2], {"record_type": "mood", "good": True}, *edited[2:]])
     loaded = load_session("", path=path)
     assert loaded.closed
-    assert loaded.records[0]["record_type"] == "mood"
+    assert loaded.records[0] == {"record_type": "mood", "seq": 2}
 
 
 def test_fields_may_stand_in_another_order(tmp_path: Path) -> None:
@@ -326,9 +328,6 @@ CONTRADICTIONS: list[tuple[str, Callable[[dict[str, Any]], Any], str]] = [
     ("trailer", _edit(final_chunk_count=None), "rows"),
     ("trailer", _edit(record_count=1), "records"),
     ("trailer", _edit(digest="0" * 32), "digest"),
-    ("trailer", _edit(cumulative_usage=[]), "cumulative_usage"),
-    ("trailer", _edit(cumulative_usage={"prompt_tokens": -1}), "tokens"),
-    ("trailer", _edit(cumulative_usage={"total_tokens": "9"}), "tokens"),
     ("header", _edit(id="../../etc/passwd"), "id is not a UUID"),
     ("header", _edit(id=None), "id is not a UUID"),
     ("header", _edit(created_at="yesterday"), "created_at"),
@@ -410,7 +409,7 @@ def test_a_log_under_another_sessions_name_is_refused(home: Path) -> None:
     assert load_session("", path=other).header.id == session.id
 
 
-@pytest.mark.parametrize("name", ["missing", "nul\0in.name", "directory", "pipe", "a/b", "x" * 300])
+@pytest.mark.parametrize("name", ["missing", "directory", "pipe", "a/b", "x" * 300])
 def test_what_cannot_be_read_is_a_persistence_error(tmp_path: Path, name: str) -> None:
     (tmp_path / "directory").mkdir()
     (tmp_path / "a").touch()

@@ -277,6 +277,22 @@ def test_a_file_that_is_not_there_is_a_failure_for_the_model(placed: Session) ->
     assert call(placed, "read_workspace_file", path="none.txt")["error_kind"] == "file_not_found"
 
 
+def test_a_file_that_is_rewritten_keeps_its_mode(placed: Session) -> None:
+    def mode() -> bytes:
+        return flow_tool_command_run(placed, "stat -c %a run.sh").stdout.strip()
+
+    call(placed, "write_workspace_file", path="run.sh", content="#!/bin/sh\n")
+    assert mode() == b"644"
+    for kept in ("755", "600"):
+        flow_tool_command_run(placed, f"chmod {kept} run.sh")
+        call(placed, "write_workspace_file", path="run.sh", content="#!/bin/sh\necho 1\n")
+        assert mode() == kept.encode()
+        flow_tool_files_write(placed, "run.sh", "#!/bin/sh\necho 2\n")
+        assert mode() == kept.encode()
+    flow_tool_files_write(placed, "run.sh", "x", mode=0o700)
+    assert mode() == b"700"
+
+
 def test_the_same_operations_are_there_for_people(placed: Session) -> None:
     assert flow_tool_files_write(placed, "a.bin", b"\x00\xff", mode=0o755).bytes_written == 2
     assert flow_tool_files_read(placed, "a.bin", encoding=None).data == b"\x00\xff"

@@ -153,7 +153,7 @@ class FlowToolFilesRead(_SystemTool):
 
 
 class FlowToolFilesWrite(_SystemTool):
-    """``write_workspace_file(path, content)``: a file with this text, in place of what was there."""
+    """``write_workspace_file(path, content)``: a file with this text, in place of what was there; its permissions stay."""
 
     NAME = "write_workspace_file"
     DESCRIPTION = "Write a text file into the workspace, replacing it if it exists."
@@ -274,7 +274,12 @@ def flow_tool_files_read(session: Session, path: str, *, encoding: str | None = 
 
 
 def flow_tool_files_write(session: Session, path: str, data: bytes | str, *, mode: int = 0o644) -> Any:
-    """A ``FileWriteResult`` with the number of bytes written."""
+    """A ``FileWriteResult`` with the number of bytes written.
+
+    Args:
+        mode: the file's permissions. The default is for a new file: one that is there keeps its own. Any other mode is
+            set in either case.
+    """
     return session.require_sandbox().dispatch(BackendToolFilesWrite(path=path, data=data, mode=mode))
 
 

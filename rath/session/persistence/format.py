@@ -12,6 +12,7 @@ So a record proves that it is whole and what stood before it, and a reader needs
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from hashlib import blake2b
 from typing import Any
@@ -23,8 +24,11 @@ from rath.session.chunk import DIGEST_BYTES, ChunkRow
 __all__ = [
     "CURRENT_SCHEMA_VERSION",
     "EMPTY_DIGEST",
+    "LONG_RECORDS",
     "MAX_DEPTH",
+    "MAX_ELEMENTS",
     "MAX_LINE_BYTES",
+    "MAX_OTHER_BYTES",
     "SEAL_LENGTH",
     "BadLine",
     "build_line",
@@ -37,17 +41,25 @@ __all__ = [
     "row_from_bytes",
     "seal",
     "sealed_hash",
+    "too_many_elements",
 ]
 
 CURRENT_SCHEMA_VERSION = 2
 MAX_LINE_BYTES = 256 << 20
 """Longest line, in bytes: the writer refuses to write a longer one, readers refuse to read on."""
+MAX_OTHER_BYTES = 1 << 20
+"""Longest line of a record that carries no row, newline included."""
+LONG_RECORDS = frozenset({"chunk", "tool_result"})
+"""Those that carry a row, and may be as long as any line."""
+MAX_ELEMENTS = 1 << 20
+"""Most brackets, braces and commas outside strings in a line. 32 MB of ``[],`` decode to 945 MB of lists."""
 MAX_DEPTH = 128
 """Deepest nesting of objects and arrays that a reader takes."""
 HASH_BYTES = 8
 SEAL_LENGTH = len(',"h":"0123456789abcdef"}')
 EMPTY_DIGEST = bytes(DIGEST_BYTES)
 
+_STRING = re.compile(rb'"(?:[^"\\]|\\.)*+"')
 _HEX = frozenset(b"0123456789abcdef")
 
 
@@ -120,8 +132,11 @@ def decode_object(encoded: bytes) -> dict[str, Any]:
     """The JSON object that ``encoded`` is.
 
     Raises:
-        BadLine: it is none, or nests deeper than :data:`MAX_DEPTH`, or holds a number that Python refuses.
+        BadLine: it is none, or nests deeper than :data:`MAX_DEPTH`, or has more than :data:`MAX_ELEMENTS`, or
+            holds a number that Python refuses.
     """
+    if too_many_elements(encoded):
+        raise BadLine(f"more than {MAX_ELEMENTS:,} brackets and commas")
     try:
         value = decode_json(encoded)
     except RecursionError:
@@ -134,6 +149,17 @@ def decode_object(encoded: bytes) -> dict[str, Any]:
     if encoded.count(b"{") + encoded.count(b"[") > MAX_DEPTH and _deeper_than(value, MAX_DEPTH):
         raise BadLine("nested too deep")
     return value
+
+
+def too_many_elements(encoded: bytes) -> bool:
+    """Whether JSON has more than :data:`MAX_ELEMENTS`. Costs nothing for short lines, little for long texts."""
+    if len(encoded) <= MAX_ELEMENTS or _elements(encoded) <= MAX_ELEMENTS:
+        return False
+    return _elements(_STRING.sub(b"", encoded)) > MAX_ELEMENTS
+
+
+def _elements(encoded: bytes) -> int:
+    return sum(map(encoded.count, (b"[", b"{", b",")))
 
 
 def _deeper_than(value: Any, limit: int) -> bool:

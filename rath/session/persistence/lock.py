@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import os
 import platform
+import stat
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,10 @@ from typing import Any
 from rath.core.encoding import decode_json, encode_json
 from rath.errors import PersistenceError
 
-__all__ = ["PathLock", "owner"]
+__all__ = ["PathLock", "holder", "owner"]
+
+_OWNER_FIELDS = {"pid", "boot_id", "host"}
+_MAX_OWNER = 4096
 
 
 def owner() -> dict[str, Any]:
@@ -41,7 +45,8 @@ class PathLock:
         what: what it protects, for the message.
 
     Raises:
-        PersistenceError: somebody else holds it (says who), or it cannot be made.
+        PersistenceError: somebody else holds it (says who), it cannot be made, or the file is something else,
+            which then stays as it is.
     """
 
     __slots__ = ("_fd", "path")
@@ -57,25 +62,37 @@ class PathLock:
 
     def _try(self, what: str) -> int:
         """The locked descriptor; -1 when the file went away between opening and locking it."""
-        fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        # O_NONBLOCK: opening a pipe or a device must not wait for its other end.
+        fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
         try:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                raise self._foreign(what)
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # Its last holder removes the file while it has the lock: ours may have no name any more.
             if not _is_at(fd, self.path):
                 os.close(fd)
                 return -1
+            if not _is_ours(fd):
+                raise self._foreign(what)
             _write_owner(fd)
         except BlockingIOError:
             who = _read_owner(fd)
             os.close(fd)
+            name = "another process" if who is None else f"process {who[0]} on {who[1]!r}"
             raise PersistenceError(
-                f"{what} is being written by {who}: a log has one writer. Wait until it is done, or end it; "
+                f"{what} is being written by {name}: a log has one writer. Wait until it is done, or end it; "
                 "load_session can read the log meanwhile"
             ) from None
         except BaseException:
             os.close(fd)
             raise
         return fd
+
+    def _foreign(self, what: str) -> PersistenceError:
+        return PersistenceError(
+            f"{self.path} is needed as the lock of {what}, but is a file of something else; it was not changed. Move "
+            "it away, or give the log another name"
+        )
 
     def release(self) -> None:
         """Remove the file and let the lock go. Idempotent, never raises."""
@@ -84,7 +101,7 @@ class PathLock:
             return
         # Only while locked is the name known to be ours. A name that stays is harmless.
         with contextlib.suppress(OSError):
-            if _is_at(fd, self.path):
+            if _is_at(fd, self.path) and _is_ours(fd):
                 os.unlink(self.path)
         with contextlib.suppress(OSError):
             # A forked child may still have the descriptor; closing ours alone would not let go.
@@ -109,14 +126,46 @@ def _is_at(fd: int, path: Path) -> bool:
 
 def _write_owner(fd: int) -> None:
     # A full disk must not keep anybody from deleting logs: the text is a courtesy, the lock is the lock.
+    text = encode_json(owner()) + b"\n"
     with contextlib.suppress(OSError):
         os.ftruncate(fd, 0)
-        os.pwrite(fd, encode_json(owner()) + b"\n", 0)
+        if os.pwrite(fd, text, 0) < len(text):
+            os.ftruncate(fd, 0)  # half an owner would look like a file of something else
 
 
-def _read_owner(fd: int) -> str:
+def _is_ours(fd: int) -> bool:
+    """Whether the file is empty or says who held it, as :func:`_write_owner` does."""
+    return os.fstat(fd).st_size == 0 or _read_owner(fd) is not None
+
+
+def _read_owner(fd: int) -> tuple[int, str] | None:
+    """Pid and host that the file names; ``None`` if it is not of our making."""
     try:
-        found = decode_json(os.pread(fd, 4096, 0))
-        return f"process {int(found['pid'])} on {str(found['host'])[:200]!r}"
-    except (OSError, ValueError, TypeError, LookupError, RecursionError):
-        return "another process"
+        encoded = os.pread(fd, _MAX_OWNER + 1, 0)
+        found = decode_json(encoded) if len(encoded) <= _MAX_OWNER else None
+    except (OSError, ValueError, RecursionError):
+        return None
+    if not isinstance(found, dict) or found.keys() != _OWNER_FIELDS:
+        return None
+    pid, host = found["pid"], found["host"]
+    return (pid, host[:200]) if type(pid) is int and 0 < pid < 2**63 and isinstance(host, str) else None
+
+
+def holder(path: Path) -> str | None:
+    """Who holds the lock at ``path``, in a few words; ``None`` if nobody does."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        who = _read_owner(fd)
+        if who is None:
+            return "another process"
+        return f"pid {who[0]}" if who[1] == platform.node() else f"pid {who[0]} on {who[1]}"
+    except OSError:
+        return None
+    finally:
+        os.close(fd)
+    return None

@@ -33,7 +33,15 @@ from pathlib import Path
 from typing import Literal, TypeAlias, get_args
 
 from rath.errors import PersistenceError, UsageValueError
-from rath.session.persistence.format import MAX_LINE_BYTES, line_body, seal
+from rath.session.persistence.format import (
+    LONG_RECORDS,
+    MAX_ELEMENTS,
+    MAX_LINE_BYTES,
+    MAX_OTHER_BYTES,
+    line_body,
+    seal,
+    too_many_elements,
+)
 from rath.session.persistence.lock import PathLock
 from rath.session.persistence.paths import lock_file, make_directory, sync_directory
 
@@ -85,11 +93,7 @@ class LogFile:
             self.check()
             try:
                 line, h = seal(line_body(record_type, self.records, fields), self._h)
-                if len(line) > MAX_LINE_BYTES:
-                    raise PersistenceError(
-                        f"a record of {len(line):,} bytes does not fit into the session log {self.path}: a line "
-                        f"has at most {MAX_LINE_BYTES:,}. Cut large results before they become rows"
-                    )
+                self._check_size(record_type, line)
                 written = os.write(self._fd, line)
                 while written < len(line):
                     written += os.write(self._fd, memoryview(line)[written:])
@@ -101,6 +105,22 @@ class LogFile:
             except BaseException as error:  # a Ctrl-C in here too leaves the end of the file unknown
                 self._fail(error)
                 raise
+
+    def _check_size(self, record_type: str, line: bytes) -> None:
+        """Refuse what readers refuse."""
+        row = record_type in LONG_RECORDS
+        limit = MAX_LINE_BYTES if row else MAX_OTHER_BYTES
+        if len(line) > limit:
+            remedy = "Cut large results before they become rows" if row else "Keep large values out of lineage_extras"
+            raise PersistenceError(
+                f"a {record_type} record of {len(line):,} bytes does not fit into the session log {self.path}: its line "
+                f"has at most {limit:,}. {remedy}"
+            )
+        if too_many_elements(line):
+            raise PersistenceError(
+                f"a {record_type} record does not fit into the session log {self.path}: it has more than "
+                f"{MAX_ELEMENTS:,} brackets and commas. Keep large structures as text"
+            )
 
     def needs_sync(self) -> bool:
         """Whether :meth:`sync` has anything to do."""

@@ -16,19 +16,20 @@ from uuid import UUID
 from rath.errors import PersistenceError, UsageTypeError, UsageValueError
 from rath.session.graph.kind import LineageKind
 from rath.session.persistence.format import CURRENT_SCHEMA_VERSION, BadLine, decode_object
-from rath.session.persistence.lock import PathLock
+from rath.session.persistence.lock import PathLock, holder
 from rath.session.persistence.migrations import upgrade_header
 from rath.session.persistence.paths import (
     SESSION_FILE_SUFFIX,
     SESSION_PARTIAL_SUFFIX,
     lock_file,
+    log_path,
     session_file,
     session_partial_file,
     sessions_dir,
 )
 from rath.session.persistence.records import PersistedSessionHeader, header_from_record
 
-__all__ = ["PersistedSessionMeta", "delete_session", "list_persisted_sessions", "prune_sessions"]
+__all__ = ["PersistedSessionMeta", "delete_session", "list_persisted_sessions", "prune_sessions", "writer_of"]
 
 _log = logging.getLogger("rath.session.persistence")
 _EDGE = 4096
@@ -98,7 +99,7 @@ def delete_session(session_id: UUID | str, *, path: Path | str | None = None) ->
     if path is None:
         candidates = [session_file(session_id), session_partial_file(session_id)]
     else:
-        candidates = [Path(path).absolute()]
+        candidates = [log_path(path)]
     removed = False
     for log in candidates:
         if log.is_file():
@@ -137,6 +138,11 @@ def prune_sessions(*, older_than: timedelta) -> list[UUID]:
             finally:
                 guard.release()
     return removed
+
+
+def writer_of(log: Path) -> str | None:
+    """Who is writing ``log``, in a few words; ``None`` if nobody is."""
+    return holder(lock_file(log)) or ("another process" if _flocked(log) else None)
 
 
 @contextmanager
@@ -245,4 +251,4 @@ def _record(line: bytes) -> dict[str, Any]:
 
 
 def _count(value: object) -> int:
-    return value if type(value) is int and value >= 0 else 0
+    return value if type(value) is int and 0 <= value < 2**63 else 0

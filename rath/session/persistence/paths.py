@@ -11,7 +11,7 @@ from pathlib import Path
 from uuid import UUID
 
 from rath.core.home import openrath_home
-from rath.errors import PersistenceError
+from rath.errors import PersistenceError, UsageTypeError, UsageValueError
 
 __all__ = [
     "SESSIONS_DIR_NAME",
@@ -19,6 +19,7 @@ __all__ = [
     "SESSION_PARTIAL_SUFFIX",
     "ensure_sessions_dir",
     "lock_file",
+    "log_path",
     "make_directory",
     "parse_session_id",
     "session_file",
@@ -82,14 +83,48 @@ def parse_session_id(session_id: UUID | str) -> UUID:
         raise PersistenceError(f"not a session id: {session_id!r:.100}; ids are UUIDs") from None
 
 
+def log_path(path: Path | str) -> Path:
+    """A path that a caller gave for a log: ``~`` expanded, absolute.
+
+    Raises:
+        UsageTypeError: not text and not a path.
+        UsageValueError: empty, or with a NUL, or ``~`` of nobody.
+        PersistenceError: relative, and there is no working directory any more.
+    """
+    if not isinstance(path, (str, os.PathLike)) or not isinstance(given := os.fspath(path), str):
+        raise UsageTypeError(f"a log's path is a str or a Path, not {type(path).__name__}: {path!r:.100}")
+    if not given or "\0" in given:
+        raise UsageValueError(f"not a path for a log: {given!r:.200} is empty or has a NUL character in it")
+    try:
+        return Path(given).expanduser().absolute()
+    except RuntimeError as error:
+        raise UsageValueError(f"cannot expand the ~ of {given!r:.200}: {error}. Pass the whole path") from error
+    except OSError as error:
+        raise PersistenceError(
+            f"{given!r:.200} is relative, and there is no working directory: {error.strerror or error}. Pass the whole path"
+        ) from error
+
+
 def lock_file(log: Path) -> Path:
-    """What the writer of ``log`` holds locked: ``<name>.lock`` beside it, without the log's own suffix."""
+    """What the writer of ``log`` holds locked, beside it.
+
+    ``<id>.lock`` for a log that is named by a session's id, else the log's whole name and ``.lock``:
+    ``uv.jsonl`` must not lay its hands on ``uv.lock``. Only the name decides, so that processes with
+    different data directories agree on the lock of a log that both can reach.
+    """
     name = log.name
     for suffix in (SESSION_PARTIAL_SUFFIX, SESSION_FILE_SUFFIX):
-        if name.endswith(suffix) and name != suffix:
-            name = name.removesuffix(suffix)
-            break
+        stem = name.removesuffix(suffix)
+        if stem != name and _is_id(stem):
+            return log.with_name(stem + _LOCK_SUFFIX)
     return log.with_name(name + _LOCK_SUFFIX)
+
+
+def _is_id(text: str) -> bool:
+    try:
+        return str(UUID(text)) == text
+    except ValueError:
+        return False
 
 
 def make_directory(directory: Path) -> None:

@@ -21,9 +21,9 @@ from rath.llm.types import RathLLMTokenUsage
 from rath.session.chunk import ChunkKind, ChunkTable
 from rath.session.persistence.format import CURRENT_SCHEMA_VERSION, BadLine, decode_object
 from rath.session.persistence.legacy import LegacyScanner
-from rath.session.persistence.paths import parse_session_id, session_file, session_partial_file
+from rath.session.persistence.paths import log_path, parse_session_id, session_file, session_partial_file
 from rath.session.persistence.records import PersistedSessionHeader, header_from_record, usage_from_json
-from rath.session.persistence.scan import Finding, LogScan, Scanner, judge_line, read_lines
+from rath.session.persistence.scan import Finding, LogScan, Scanner, check_length, judge_line, read_lines
 from rath.session.persistence.transcript import acceptable
 from rath.session.session import Session
 
@@ -36,12 +36,13 @@ class PersistedSession:
 
     Attributes:
         chunk_table: every row that is whole in the file.
-        cumulative_usage: from the trailer; ``None`` while there is none.
+        cumulative_usage: from the trailer; ``None`` while there is none, or if it has none that is one.
         closed: whether the log is complete: ``verdict == "complete"``.
         trailer_raw: the trailer record as it stands.
         verdict: ``"complete"``, ``"open"`` (no trailer) or ``"torn"`` (the last line was cut off).
         records: the other records in order: ``tool_intent``, ``tool_result`` (without its payload, which is a
-            row), ``usage``, ``spill``, ``resume``.
+            row), ``usage``, ``spill``, ``resume``, with their documented fields; of any other kind
+            ``record_type`` and ``seq``.
     """
 
     header: PersistedSessionHeader
@@ -58,8 +59,8 @@ class PersistedSession:
 
         The user session has the log's rows, made acceptable to any provider: a tool call that has no result
         gets one that says it was interrupted, a result without a call is left out. It is placed as the log's
-        session was. The agent session has ``agent_prompt``, or else the log's first system row, or else no
-        rows.
+        session was, but without its environment variables, whose values are in no log. The agent session has
+        ``agent_prompt``, or else the log's first system row, or else no rows.
 
         Raises:
             PersistenceError: the session was placed in a backend that is not here.
@@ -95,14 +96,13 @@ def load_session(session_id: UUID | str, *, path: Path | str | None = None) -> P
         DamagedLog: the file contradicts itself; says where and how.
         PersistenceError: there is no such log, it cannot be read, or it is of a newer schema.
     """
-    target = find_log(session_id) if path is None else Path(path).absolute()
+    target = find_log(session_id) if path is None else log_path(path)
     scan = scan_log(target)
     finding = scan.finding
     if finding is not None and finding.verdict == "damaged":
         raise damaged(target, finding)
     try:
         header = header_from_record(scan.header)
-        usage = usage_from_json((scan.trailer or {}).get("cumulative_usage"))
     except BadLine as error:
         raise damaged(target, Finding("damaged", str(error), 1, 0)) from None
     if path is None and header.id != parse_session_id(session_id):
@@ -114,7 +114,7 @@ def load_session(session_id: UUID | str, *, path: Path | str | None = None) -> P
     return PersistedSession(
         header=header,
         chunk_table=ChunkTable(tuple(scan.rows)),
-        cumulative_usage=usage,
+        cumulative_usage=usage_from_json((scan.trailer or {}).get("cumulative_usage")),
         closed=scan.verdict == "complete",
         path=target,
         trailer_raw=scan.trailer,
@@ -213,6 +213,7 @@ def _cut_off(path: Path, scanner: Scanner | LegacyScanner | None, number: int, o
 
 def _scanner(path: Path, line: bytes) -> Scanner | LegacyScanner:
     """What reads a log that begins with ``line``."""
+    check_length(line)
     header = decode_object(line)
     version = header.get("schema_version")
     if header.get("record_type") != "header" or type(version) is not int:

@@ -56,8 +56,13 @@ _PARAMETERS = (
     "service_tier",
 )
 _SECONDS = "_seconds"
+_TOO_DEEP = "(nested too deep to be written)"
+_COUNTS = ("prompt_tokens", "completion_tokens", "total_tokens")
+_DETAILS = ("completion_tokens_details", "prompt_tokens_details")
 _EPOCH = re.compile(r"[0-9a-f]{16}")
 _MAX_TOKENS = 2**63
+_MAX_VALUE_DEPTH = 100
+"""How deep a value may nest that is written: less than :data:`MAX_DEPTH`, for it stands inside other objects."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -109,12 +114,12 @@ def timestamp() -> str:
 def plain(value: Any) -> Any:
     """``value`` as JSON can hold it, redacted: what JSON has no form for becomes its ``str``."""
     try:
-        return _plain(value)
-    except RecursionError:
-        return "(nested too deep to be written)"
+        return _plain(value, _MAX_VALUE_DEPTH)
+    except RecursionError:  # a __str__ of somebody's own
+        return _TOO_DEEP
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any, depth: int) -> Any:
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, int) and abs(value) < 2**63:
@@ -123,10 +128,12 @@ def _plain(value: Any) -> Any:
         return int(value) if redact_text(text) == text else redact_text(text)
     if isinstance(value, float):
         return value if math.isfinite(value) else None
+    if isinstance(value, (Mapping, list, tuple, set, frozenset)) and depth == 0:
+        return _TOO_DEEP
     if isinstance(value, Mapping):
-        return {redact_text(str(key)): _plain(item) for key, item in value.items()}
+        return {redact_text(str(key)): _plain(item, depth - 1) for key, item in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):
-        return [_plain(item) for item in value]
+        return [_plain(item, depth - 1) for item in value]
     return redact_text(str(value))
 
 
@@ -136,19 +143,28 @@ def pairs_to_json(extras: tuple[tuple[str, Any], ...]) -> list[list[Any]]:
 
 
 def usage_to_json(usage: RathLLMTokenUsage | None) -> dict[str, Any] | None:
-    """Token counts; the breakdowns where the provider gave them."""
+    """Token counts; the breakdowns where the provider gave them. ``None`` if no count is one.
+
+    Providers send what they like, also null, -1 or 1e30: what is no number of tokens is left out.
+    """
     if usage is None:
         return None
-    counts: dict[str, Any] = {
-        "prompt_tokens": usage.prompt_tokens,
-        "completion_tokens": usage.completion_tokens,
-        "total_tokens": usage.total_tokens,
-    }
-    for name in ("prompt_tokens_details", "completion_tokens_details"):
-        details = getattr(usage, name)
-        if details:
-            counts[name] = plain(details)
+    counts: dict[str, Any] = {name: getattr(usage, name) for name in _COUNTS if _is_count(getattr(usage, name))}
+    if not counts:
+        return None
+    for name in _DETAILS:
+        given = getattr(usage, name)
+        if isinstance(given, Mapping) and (details := _detail_counts(plain(given))):
+            counts[name] = details
     return counts
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and 0 <= value < _MAX_TOKENS
+
+
+def _detail_counts(given: Mapping[str, Any]) -> dict[str, int]:
+    return {name: value for name, value in given.items() if _is_count(value)}
 
 
 def header_fields(session: Logged, *, epoch: str, provider: object | None, sandbox_handle_id: str | None) -> dict[str, Any]:
@@ -187,7 +203,7 @@ def _provider_to_json(provider: object | None) -> dict[str, Any] | None:
 
 
 def _spec_to_json(spec: BackendSandboxSpec | None) -> dict[str, Any] | None:
-    """Its fields by name; a duration as seconds under the name with ``_seconds``."""
+    """Its fields by name; a duration as seconds under the name with ``_seconds``; of ``env`` only the names."""
     if spec is None:
         return None
     out: dict[str, Any] = {}
@@ -195,6 +211,9 @@ def _spec_to_json(spec: BackendSandboxSpec | None) -> dict[str, Any] | None:
         value = getattr(spec, field.name)
         if field.name == "timeout" or isinstance(value, timedelta):
             out[field.name + _SECONDS] = None if value is None else value.total_seconds()
+        elif field.name == "env" and value is not None:
+            # Credentials of every form stand there; no list of names or patterns knows them all.
+            out["env"] = {redact_text(str(name)): REDACTED for name in value}
         else:
             out[field.name] = plain(value)
     return out
@@ -230,22 +249,16 @@ def header_from_record(record: dict[str, Any]) -> PersistedSessionHeader:
 
 
 def usage_from_json(raw: object) -> RathLLMTokenUsage | None:
-    """The inverse of :func:`usage_to_json`.
-
-    Raises:
-        BadLine: not a usage.
-    """
-    if raw is None:
-        return None
+    """The inverse of :func:`usage_to_json`; ``None`` for what is none: no reason not to load the rows."""
     if not isinstance(raw, dict):
-        raise BadLine("cumulative_usage is not an object")
-    details = [_optional(raw, name, dict) for name in ("completion_tokens_details", "prompt_tokens_details")]
-    return RathLLMTokenUsage(
-        _tokens(raw, "prompt_tokens"),
-        _tokens(raw, "completion_tokens"),
-        _tokens(raw, "total_tokens"),
-        *details,
-    )
+        return None
+    counts = [0 if raw.get(name) is None else raw[name] for name in _COUNTS]
+    details = [raw.get(name) for name in _DETAILS]
+    if not all(map(_is_count, counts)) or not all(given is None or isinstance(given, dict) for given in details):
+        return None
+    prompt, completion, total = counts
+    of_completion, of_prompt = (given and _detail_counts(given) for given in details)
+    return RathLLMTokenUsage(prompt, completion, total, of_completion, of_prompt)
 
 
 def _optional(record: dict[str, Any], name: str, kind: type[Any]) -> Any:
@@ -257,15 +270,6 @@ def _optional(record: dict[str, Any], name: str, kind: type[Any]) -> Any:
 
 def _list(record: dict[str, Any], name: str) -> list[Any]:
     return _optional(record, name, list) or []
-
-
-def _tokens(raw: dict[str, Any], name: str) -> int:
-    value = raw.get(name)
-    if value is None:
-        return 0
-    if type(value) is not int or not 0 <= value < _MAX_TOKENS:
-        raise BadLine(f"{name} is not a number of tokens")
-    return value
 
 
 def _uuid(value: object, name: str) -> UUID:
@@ -309,7 +313,7 @@ def _spec_from_json(raw: dict[str, Any] | None) -> BackendSandboxSpec | None:
         if seconds is not None:
             given[field.name] = _duration(seconds)
         elif field.name == "env" and value is not None:
-            given["env"] = _environment(value)
+            given["env"] = _environment(value) or None
         elif isinstance(value, list):
             given[field.name] = tuple(value)
         elif value is not None:
@@ -335,7 +339,7 @@ def _check_documented(given: dict[str, Any]) -> None:
 def _environment(value: object) -> dict[str, str]:
     if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
         raise BadLine("sandbox_spec: env is not text by name")
-    # A variable whose value was redacted is left out: absent is better than wrong.
+    # A variable whose value was redacted is left out: absent is better than wrong. Older logs have values.
     return {name: text for name, text in value.items() if REDACTED not in text}
 
 

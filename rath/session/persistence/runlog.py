@@ -44,7 +44,7 @@ def open_run_log(
     return JsonlRunLog(
         SessionLog(
             session,
-            None if path is None else Path(path),
+            path,
             provider=provider,
             sandbox_handle_id=sandbox_handle_id,
             durability=durability,

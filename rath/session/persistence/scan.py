@@ -23,7 +23,9 @@ from rath.session.chunk import DIGEST_BYTES, ChunkKind, ChunkRow
 from rath.session.persistence.format import (
     EMPTY_DIGEST,
     HASH_BYTES,
+    LONG_RECORDS,
     MAX_LINE_BYTES,
+    MAX_OTHER_BYTES,
     SEAL_LENGTH,
     BadLine,
     chain_hash,
@@ -32,9 +34,21 @@ from rath.session.persistence.format import (
     sealed_hash,
 )
 
-__all__ = ["Finding", "LogScan", "Scanner", "judge_line", "read_lines"]
+__all__ = ["Finding", "LogScan", "Scanner", "check_length", "judge_line", "read_lines"]
 
 _BLOCK = 1 << 20
+# Of other records only these fields are kept, and no structure in them: a log is as large in memory as its rows.
+_KEPT = {
+    "tool_intent": ("call_id", "name", "arguments_digest", "idempotent"),
+    "tool_result": ("call_id", "index"),
+    "usage": (
+        *("prompt_tokens", "completion_tokens", "total_tokens", "prompt_tokens_details", "completion_tokens_details"),
+        *("model", "price"),
+    ),
+    "spill": ("digest", "bytes", "call_id"),
+    "resume": ("epoch", "writer", "repaired"),
+}
+_MAX_KEPT_ENTRIES = 32
 _CHUNK_TAIL = len(',"digest":""') + 2 * DIGEST_BYTES + SEAL_LENGTH
 
 
@@ -101,6 +115,12 @@ class _ChunkRecord(msgspec.Struct):
     index: int
     row: msgspec.Raw
     digest: str
+
+
+class _KindRecord(msgspec.Struct):
+    """What kind of record a line is; the rest of it is read over, not decoded."""
+
+    record_type: str
 
 
 class _ResultRecord(msgspec.Struct):
@@ -177,6 +197,7 @@ class Scanner:
 
     def _other(self, line: bytes) -> None:
         """Any record but a chunk of the usual layout."""
+        check_length(line)
         record = decode_object(line)
         self._check_seq(record)
         kind = record.get("record_type")
@@ -191,9 +212,9 @@ class Scanner:
         elif kind == "header":
             raise BadLine("a second header")
         elif isinstance(kind, str):
-            # Unknown kinds are kept too: a schema may gain records that readers can ignore.
+            # Unknown kinds are named too: a schema may gain records that readers can ignore.
             self.scan.trailer = None
-            self.scan.records.append(record)
+            self.scan.records.append(_kept(record))
         else:
             raise BadLine("record_type is not text")
 
@@ -221,7 +242,7 @@ class Scanner:
             raise BadLine("two results for one row")
         if index >= len(self.scan.rows):
             self._pending[index] = line
-        self.scan.records.append(record)
+        self.scan.records.append(_kept(record))
 
     def _trailer(self, record: dict[str, Any]) -> None:
         if record.get("final_chunk_count") != len(self.scan.rows):
@@ -232,6 +253,36 @@ class Scanner:
             raise BadLine("the trailer's digest does not match the rows")
         self.scan.trailer = record
         self._pending.clear()
+
+
+def check_length(line: bytes) -> None:
+    """Raise :class:`BadLine` for a line that is longer than a record of its kind may be, before it is decoded."""
+    if len(line) < MAX_OTHER_BYTES:
+        return
+    try:
+        if msgspec.json.decode(line, type=_KindRecord).record_type in LONG_RECORDS:
+            return
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        # Lone surrogates, which msgspec refuses even where it only reads over them; rath writes the kind first.
+        if any(line.startswith(b'{"record_type":"%b",' % kind.encode()) for kind in LONG_RECORDS):
+            return
+    raise BadLine(f"a record without a row is longer than {MAX_OTHER_BYTES:,} bytes")
+
+
+def _kept(record: dict[str, Any]) -> dict[str, Any]:
+    kind = record["record_type"]
+    kept = {"record_type": kind, "seq": record["seq"]}
+    for name in _KEPT.get(kind, ()):
+        if name in record and _is_small(record[name]):
+            kept[name] = record[name]
+    return kept
+
+
+def _is_small(value: Any) -> bool:
+    """Whether a value is no structure, or a short object without structure in it."""
+    if isinstance(value, dict):
+        return len(value) <= _MAX_KEPT_ENTRIES and not any(isinstance(item, (dict, list)) for item in value.values())
+    return not isinstance(value, list)
 
 
 def _result_row(line: bytes) -> ChunkRow | None:

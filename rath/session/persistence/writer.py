@@ -10,7 +10,7 @@ from rath.errors import UsageTypeError, UsageValueError
 from rath.session.chunk import ChunkRow, row_digest
 from rath.session.persistence.format import EMPTY_DIGEST, chunk_fields, encode_fields
 from rath.session.persistence.logfile import Durability, LogFile
-from rath.session.persistence.paths import session_file
+from rath.session.persistence.paths import log_path, session_file
 from rath.session.persistence.records import (
     Logged,
     header_fields,
@@ -33,7 +33,7 @@ class SessionLog:
     def __init__(
         self,
         session: Logged,
-        path: Path | None,
+        path: Path | str | None,
         *,
         provider: object | None = None,
         sandbox_handle_id: str | None = None,
@@ -41,7 +41,7 @@ class SessionLog:
     ) -> None:
         self.rows = 0
         self._digest = EMPTY_DIGEST
-        self.file = LogFile(session_file(session.id) if path is None else path, durability)
+        self.file = LogFile(session_file(session.id) if path is None else log_path(path), durability)
         try:
             fields = header_fields(session, epoch=self.file.epoch, provider=provider, sandbox_handle_id=sandbox_handle_id)
             self.file.append("header", encode_fields(fields))
@@ -109,7 +109,7 @@ class SessionWriter:
 
     def __init__(self, session: Session, *, sandbox_handle_id: str | None = None, path: Path | str | None = None) -> None:
         self._session = session
-        self._log = SessionLog(session, None if path is None else Path(path), sandbox_handle_id=sandbox_handle_id)
+        self._log = SessionLog(session, path, sandbox_handle_id=sandbox_handle_id)
 
     @property
     def path(self) -> Path:
