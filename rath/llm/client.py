@@ -8,6 +8,8 @@ the engine's loop.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator
 from types import TracebackType
@@ -79,6 +81,15 @@ async def _complete(client: ChatClientBase, request: RathLLMChatRequest) -> Rath
         await asyncio.sleep(delay)
 
 
+async def _end_request(pulling: asyncio.Task[Any] | None, parts: AsyncIterator[Any] | None) -> None:
+    if pulling is not None and not pulling.done():
+        # Ctrl-C ended the wait for a delta, not the work on it; a generator at work cannot be closed.
+        pulling.cancel()
+        await asyncio.wait([pulling])
+    if parts is not None:
+        await _close(parts)
+
+
 async def _close(parts: AsyncIterator[Any]) -> None:
     # The port promises an iterator; what rath's clients return is a generator, which ends its request when
     # closed.
@@ -90,7 +101,7 @@ async def _close(parts: AsyncIterator[Any]) -> None:
 class CompletionStream:
     """A streamed completion as a plain iterator. Each step waits for the next delta.
 
-    One that is dropped without :meth:`close` ends its request too: the event loop closes forgotten generators.
+    One that is dropped without :meth:`close` ends its request too.
     """
 
     def __init__(self, client: ChatClientBase, request: RathLLMChatRequest) -> None:
@@ -145,12 +156,13 @@ class CompletionStream:
             ports.engine().run(self._end())
 
     async def _end(self) -> None:
-        if self._pulling is not None and not self._pulling.done():
-            # Ctrl-C ended the wait for a delta, not the work on it; a generator at work cannot be closed.
-            self._pulling.cancel()
-            await asyncio.wait([self._pulling])
-        if self._parts is not None:
-            await _close(self._parts)
+        await _end_request(self._pulling, self._parts)
+
+    def __del__(self) -> None:
+        # Left to the collector, the generators of the HTTP stack are closed in any order, and some while others still run.
+        if not self._closed and self._parts is not None:
+            with contextlib.suppress(Exception):
+                ports.engine().start(functools.partial(_end_request, self._pulling, self._parts))
 
     def __enter__(self) -> CompletionStream:
         return self

@@ -124,6 +124,7 @@ def test_a_copy_that_is_stopped_ends_within_a_file_and_leaves_nothing(tmp_path: 
     remove_own(marker)
 
 
+@pytest.mark.slow
 def test_the_copy_of_a_released_child_holds_the_parent_up_no_longer(tmp_path: Path) -> None:
     # 20,000 names of one file: 4 GB to copy, and 200 kB to make.
     from_here = tmp_path / "many"

@@ -59,6 +59,7 @@ def ends_clean(text: str, tmp_path: Path) -> str:
     return out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "text",
     [

@@ -142,6 +142,7 @@ def test_the_page_is_whole_harmless_and_has_graph_transcripts_and_fix(played: Pl
     assert_harmless(Path(played.told["graph"]).read_text(encoding="utf-8"))
 
 
+@pytest.mark.slow
 def test_nothing_is_left_in_the_temporary_directory(tmp_path: Path) -> None:
     temporary = tmp_path / "tmp"
     temporary.mkdir()
@@ -190,6 +191,7 @@ def test_a_place_that_cannot_be_written_is_a_clear_error_before_anything_runs(tm
     assert "Traceback" not in ran.err
 
 
+@pytest.mark.slow
 def test_ctrl_c_gives_130_and_names_the_logs_so_far(tmp_path: Path) -> None:
     with start_rath(tmp_path, "demo", "--speed", "0.6") as process:
         assert process.stdout is not None

@@ -125,6 +125,7 @@ def test_a_cell_of_a_hundred_thousand_rows_stays_below_a_megabyte() -> None:
     assert "100,000 rows" in page.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("character", ['"', "\x1b", "日", "&"])
 def test_a_cell_of_monstrous_rows_stays_below_a_megabyte(character: str) -> None:
     text = character * 100_000

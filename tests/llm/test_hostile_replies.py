@@ -6,6 +6,7 @@ import gzip
 import json
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -131,6 +132,7 @@ def test_what_is_no_reply_is_a_provider_error(vendor: str, stream: bool, text: s
 ODD: list[Any] = [5, -1, True, "x", [], [5], {}, {"type": 5}, {"text": 5}, None, 10**30, {"type": "tool_use", "id": 5, "input": 5}]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("odd", ODD, ids=repr)
 def test_odd_values_anywhere_in_a_reply_make_a_reply_or_a_provider_error(odd: Any):
     openai_choice = {"index": odd, "finish_reason": odd, "logprobs": odd}
@@ -181,6 +183,7 @@ def test_a_charset_that_is_none_is_no_crash(vendor: str):
 # -- sizes ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @BOTH
 @STREAMING
 @pytest.mark.parametrize("compressed", [False, True])
@@ -205,6 +208,7 @@ def test_an_event_without_end_is_given_up(vendor: str, lines: str):
         answered(vendor, raw, stream=True)
 
 
+@pytest.mark.slow
 @BOTH
 @pytest.mark.parametrize("what", ["text", "arguments"])
 def test_a_streamed_reply_that_says_too_much_is_given_up(vendor: str, what: str):
@@ -250,22 +254,25 @@ def test_of_an_errors_body_the_beginning_is_read(vendor: str, stream: bool):
         assert len(str(caught.value)) < 5000
 
 
-def test_a_gigabyte_in_a_megabyte_is_not_held_in_memory():
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is read from /proc")
+def test_half_a_gigabyte_in_half_a_megabyte_is_not_held_in_memory():
     code = (
-        "import resource, zlib\n"
+        "import re, zlib\n"
         "from rath.errors import ProviderError\n"
         "from tests.llm.test_hostile_replies import answered\n"
         "from tests.wire.server import Raw\n"
         "packer = zlib.compressobj(1, wbits=31)\n"
-        "body = b''.join(packer.compress(bytes(2**20)) for _ in range(1024)) + packer.flush()\n"
+        "body = b''.join(packer.compress(bytes(2**20)) for _ in range(512)) + packer.flush()\n"
         "for vendor in ('openai', 'anthropic'):\n"
         "    for stream in (False, True):\n"
         "        try:\n"
         "            answered(vendor, Raw(headers={'Content-Encoding': 'gzip'}, body=body), stream=stream)\n"
         "        except ProviderError as error:\n"
         "            assert '64 MiB' in str(error), error\n"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)"
+        # `ru_maxrss` would count the process that this one was forked from.
+        "print(int(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1]) // 1024)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=50)
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout) < 500
+    assert int(done.stdout) < 350

@@ -188,6 +188,7 @@ def test_scripted_clients_have_both_too():
     assert fold_deltas(made.complete_stream(request())).primary_choice.message.content == "two"
 
 
+@pytest.mark.slow
 def test_a_program_ends_with_its_connections_closed_and_without_a_word():
     program = """
         import asyncio, atexit

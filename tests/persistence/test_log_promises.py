@@ -130,6 +130,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) >> 10)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("record_type", ["mood", "usage", "tool_result"])
 def test_a_line_of_empty_lists_costs_little_more_than_its_length(tmp_path: Path, record_type: str) -> None:
     path = tmp_path / "a.jsonl"
@@ -140,6 +141,7 @@ def test_a_line_of_empty_lists_costs_little_more_than_its_length(tmp_path: Path,
     assert int(mebibytes) < 200
 
 
+@pytest.mark.slow
 def test_many_records_that_are_no_rows_do_not_stay_in_memory(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     write_sample(path)

@@ -539,6 +539,7 @@ def test_rows_are_checked_down_to_their_bytes() -> None:
                 row_from_bytes(bad)
 
 
+@pytest.mark.slow
 def test_a_line_too_long_is_refused_without_loading_it(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     write_sample(path)
