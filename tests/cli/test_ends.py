@@ -58,6 +58,7 @@ def _is_gone(pid: int) -> bool:
     return False
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_run_that_is_terminated_kills_its_tool_and_leaves_an_open_log(
     tmp_path: Path, slow: list[str], number: int, code: int
@@ -74,6 +75,7 @@ def test_a_run_that_is_terminated_kills_its_tool_and_leaves_an_open_log(
     assert load_session(log.stem, path=log).verdict == "open"
 
 
+@pytest.mark.slow
 def test_a_terminated_run_of_branches_leaves_no_copies_and_no_children(tmp_path: Path, slow: list[str]) -> None:
     (tmp_path / "tmp").mkdir()
     slow[3] = write_script(tmp_path / "b.json", {"tool_calls": [call("run_shell_command", cmd=f"echo $$ > {tmp_path}/pid; exec sleep 300")]})
@@ -102,6 +104,7 @@ def test_a_demo_that_is_terminated_leaves_nothing_behind(tmp_path: Path, number:
     assert os.listdir(tmp_path / "tmp") == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", ["sessions list", "sessions list --json", "doctor", "--help", "sessions show 0 --full"])
 def test_a_reader_that_left_is_exit_code_141(tmp_path: Path, arguments: str) -> None:
     path = tmp_path / ".openrath" / "sessions" / "x.jsonl"
@@ -196,6 +199,7 @@ def test_a_log_without_a_trailer_says_whether_somebody_writes_it(tmp_path: Path,
     assert "the log has no trailer: its run failed, was cancelled, or its process died" in said
 
 
+@pytest.mark.slow
 def test_one_hostile_log_does_not_keep_others_from_being_listed_or_itself_from_being_shown(tmp_path: Path) -> None:
     directory = tmp_path / ".openrath" / "sessions"
     directory.mkdir(parents=True)
@@ -218,6 +222,7 @@ def test_one_hostile_log_does_not_keep_others_from_being_listed_or_itself_from_b
         assert str(bad.id) in ran.out
 
 
+@pytest.mark.slow
 def test_an_account_of_no_directory_is_told_in_one_line(tmp_path: Path) -> None:
     code = (
         "import os, pwd, sys\n"

@@ -236,6 +236,7 @@ def test_what_models_and_tools_say_cannot_drive_the_terminal(tmp_path: Path, wor
     assert CONTROL.search(shown_log.out.replace("\n", "")) is None
 
 
+@pytest.mark.slow
 def test_text_arrives_before_the_reply_is_whole(tmp_path: Path, workspace: Path) -> None:
     model = write_script(tmp_path / "s.json", "one two three four five six seven", pace_s=0.15, chunk_chars=4)
     seen, first_at = "", 0.0

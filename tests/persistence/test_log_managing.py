@@ -139,6 +139,7 @@ def test_a_sessions_directory_that_is_none_is_a_persistence_error(home: Path) ->
         ensure_sessions_dir()
 
 
+@pytest.mark.slow
 def test_listing_reads_only_the_edges_of_a_file(home: Path) -> None:
     session_id = write_log()
     path = session_file(session_id)
