@@ -14,7 +14,7 @@ from rath.llm.types import RathLLMTokenUsage, add_usage
 from rath.runtime.job import Job, submit
 from rath.session.graph.kind import LineageKind
 from rath.session.graph.record import LineageRecord
-from rath.session.outcome import Outcome, RunView
+from rath.session.outcome import EAGER_DIGEST_ROWS, Outcome, RunView
 from rath.session.session import Session
 
 __all__ = ["drive_custom"]
@@ -43,7 +43,7 @@ def drive_custom(
             raise UsageTypeError(f"operator {node.op!r} must return a Session, not {type(made).__name__}")
         await made
         table = made.chunk_table
-        table.digest_within(4096)
+        table.digest_within(EAGER_DIGEST_ROWS)
         return Outcome(table, _usage_inside(made, inputs))
 
     return submit(Job(node, session_id, inputs, body, None))

@@ -67,7 +67,7 @@ from rath.session.chunk import (
     tool_feedback_chunk,
     user_text_chunk,
 )
-from rath.session.outcome import Outcome, RunView
+from rath.session.outcome import EAGER_DIGEST_ROWS, Outcome, RunView
 from rath.session.request import RunRequest
 from rath.session.session import Session, share_lease, snapshot_session
 
@@ -76,7 +76,6 @@ __all__ = ["Run", "drive_compress", "drive_loop"]
 _log = logging.getLogger("rath.session.loop")
 # What a tool raises goes back to the model, but these end the run: no retry by the model can mend them.
 _FATAL = (SandboxError, PersistenceError, PolicyStop, RunCancelled)
-_MAX_DIGEST_ROWS = 4096
 
 
 def drive_loop(request: RunRequest) -> tuple[Cell[Outcome], RunView]:
@@ -188,7 +187,7 @@ class BaseRun(ABC):
 
     def outcome(self, extras: tuple[tuple[str, Any], ...] = ()) -> Outcome:
         table = self.base.extend(*self.rows)
-        table.digest_within(_MAX_DIGEST_ROWS)
+        table.digest_within(EAGER_DIGEST_ROWS)
         return Outcome(table, self._usage, extras)
 
 

@@ -26,7 +26,7 @@ from rath.runtime.dispatch import ended
 from rath.runtime.job import Job
 from rath.runtime.sync import GroupSync
 from rath.session.chunk import INTERRUPTED_BODY, ChunkKind, ChunkTable, tool_feedback_chunk
-from rath.session.outcome import Outcome
+from rath.session.outcome import EAGER_DIGEST_ROWS, Outcome
 from rath.session.request import RunRequest
 from rath.session.session import snapshot_session
 
@@ -259,7 +259,9 @@ class _Fold:
 
     def outcome(self) -> Outcome:
         extras = (("loop.truncated", True),) if self._truncated else ()
-        return Outcome(self._seed.extend(*self.job.view.rows), self._usage, extras)
+        table = self._seed.extend(*self.job.view.rows)
+        table.digest_within(EAGER_DIGEST_ROWS)
+        return Outcome(table, self._usage, extras)
 
 
 async def _through_middleware(job: Job, request: RunRequest, make_run: MakeRun, seed: ChunkTable) -> Outcome:

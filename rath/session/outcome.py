@@ -11,9 +11,11 @@ from rath.core.cell import Cell, cancelled_failure
 from rath.llm.types import RathLLMTokenUsage
 from rath.session.chunk import ChunkRow, ChunkTable
 
-__all__ = ["Outcome", "RunView", "derived_cell", "inherit"]
+__all__ = ["EAGER_DIGEST_ROWS", "Outcome", "RunView", "derived_cell", "inherit"]
 
 _EMPTY = ChunkTable()
+EAGER_DIGEST_ROWS = 4096
+"""A run hashes at most this many rows for its lineage record; beyond it, ``Session.digest`` does when asked."""
 
 
 class Outcome(NamedTuple):

@@ -194,7 +194,8 @@ def test_the_rows_reached_so_far_stay_readable():
 def test_errors_survive_pickling_with_fields_and_notes():
     out = loop(failing("pickled"))
     error = pickle.loads(pickle.dumps(out.exception() or _raised(out)))
-    assert (str(error), error.status) == ("pickled", 400) or "pickled" in str(error)
+    assert "pickled" in str(error)
+    assert error.status == 400
     assert error.__notes__
 
 
@@ -558,9 +559,8 @@ def test_cancel_kills_what_the_run_started_in_the_sandbox(tmp_path):
 
 
 def _running(marker):
-    return subprocess.run(["pgrep", "-fc", f"sleep {marker}"], capture_output=True, text=True, check=False).stdout.count("") and int(
-        subprocess.run(["pgrep", "-xfc", f"sleep {marker}"], capture_output=True, text=True, check=False).stdout or 0
-    )
+    found = subprocess.run(["pgrep", "-xfc", f"sleep {marker}"], capture_output=True, text=True, check=False)
+    return int(found.stdout or 0)
 
 
 def _eventually(check, seconds=5.0):
