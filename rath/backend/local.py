@@ -22,11 +22,11 @@ from weakref import WeakSet
 
 from rath.backend import local_files
 from rath.backend.closing import ending
+from rath.backend.host.diff import Baseline, compare
+from rath.backend.host.own import own_directory, remove_own, sweep_leftovers_once
+from rath.backend.host.paths import DIRECTORY, Confined, Refused
 from rath.backend.local_code import command_for
-from rath.backend.local_diff import Baseline, compare
 from rath.backend.local_kill import ProcessGroups
-from rath.backend.local_own import own_directory, remove_own, sweep_leftovers_once
-from rath.backend.local_paths import DIRECTORY, Confined, Refused
 from rath.backend.local_process import Ended, run_process
 from rath.backend.local_start import Snapshot, enter_directory
 from rath.backend.types import (

@@ -9,7 +9,7 @@ import secrets
 import stat
 
 from rath.backend.calls import NEW_FILE_MODE, FileContent, FileEntries, FileEntry, FileWriteResult
-from rath.backend.local_paths import Confined, Refused
+from rath.backend.host.paths import Confined, Refused
 
 __all__ = ["decode", "exists", "failure_kind", "file_size", "list_directory", "read_bytes", "write_file"]
 

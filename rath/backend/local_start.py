@@ -7,10 +7,10 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from rath.backend.local_diff import Baseline
-from rath.backend.local_own import own_directory, remove_own
-from rath.backend.local_paths import Confined
-from rath.backend.local_tree import check_space, copy_tree
+from rath.backend.host.diff import Baseline
+from rath.backend.host.own import own_directory, remove_own
+from rath.backend.host.paths import Confined
+from rath.backend.host.tree import check_space, copy_tree
 from rath.errors import SandboxUnavailable
 
 __all__ = ["Snapshot", "enter_directory"]

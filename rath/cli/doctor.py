@@ -15,7 +15,7 @@ from pathlib import Path
 
 import rath
 from rath import cli
-from rath.backend.local_paths import Confined
+from rath.backend.host.paths import Confined
 from rath.cli.console import out
 from rath.core.home import DIRECTORY_NAME, openrath_home
 from rath.display.text import duration, one_line

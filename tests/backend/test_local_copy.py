@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from rath.backend import BackendToolCommandRun
+from rath.backend.host.diff import Baseline
+from rath.backend.host.own import own_directory, remove_own
+from rath.backend.host.paths import Confined
+from rath.backend.host.tree import copy_tree
 from rath.backend.lease import Placement
-from rath.backend.local_diff import Baseline
-from rath.backend.local_own import own_directory, remove_own
-from rath.backend.local_paths import Confined
 from rath.backend.local_start import Snapshot
-from rath.backend.local_tree import copy_tree
 from rath.errors import SandboxError
 
 MIB = 1 << 20

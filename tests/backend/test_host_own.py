@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from rath.backend import BackendSandboxSpec, BackendToolCommandRun, get
-from rath.backend.local_own import own_directory, remove_own
+from rath.backend.host.own import own_directory, remove_own
 
 
 def foreign(tmp_path: Path) -> Path:
@@ -76,7 +76,7 @@ def test_a_user_who_is_not_root_gets_rid_of_locked_directories_too() -> None:
         pytest.skip("the test above is that already")
     script = """
 import os
-from rath.backend.local_own import own_directory, remove_own
+from rath.backend.host.own import own_directory, remove_own
 os.setgid(65534); os.setuid(65534)
 path = own_directory()
 os.makedirs(path + "/a/b/c/d")
@@ -99,7 +99,7 @@ assert not os.path.lexists(path)
 HELD = """
 import sys
 from rath.backend import get
-from rath.backend.local_own import own_directory
+from rath.backend.host.own import own_directory
 print(get("local").open().handle, own_directory(), flush=True)
 sys.stdin.read()
 """

@@ -9,9 +9,9 @@ import threading
 from dataclasses import dataclass
 
 from rath.backend.calls import WorkspaceDiff
-from rath.backend.local_own import own_directory, remove_own
-from rath.backend.local_paths import Confined, Refused
-from rath.backend.local_tree import copy_tree, open_file, read_link, vanished, walk
+from rath.backend.host.own import own_directory, remove_own
+from rath.backend.host.paths import Confined, Refused
+from rath.backend.host.tree import copy_tree, open_file, read_link, vanished, walk
 from rath.errors import SandboxError
 
 __all__ = ["Baseline", "compare"]

@@ -16,7 +16,7 @@ import pytest
 
 from rath.backend import local_files
 from rath.backend.calls import FileWriteResult
-from rath.backend.local_paths import DIRECTORY, Confined, Refused
+from rath.backend.host.paths import DIRECTORY, Confined, Refused
 
 # Exchanges a directory and a link in one step (RENAME_EXCHANGE is 2), as fast as it can.
 SWAP = """

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from rath.backend import BackendSandboxSpec, BackendToolCommandRun, BackendToolFilesWrite, WorkspaceDiff, get
+from rath.backend.host.diff import MAX_BYTES, MAX_MATCHED_LINES, Baseline, compare
+from rath.backend.host.paths import Confined
 from rath.backend.lease import Placement
-from rath.backend.local_diff import MAX_BYTES, MAX_MATCHED_LINES, Baseline, compare
-from rath.backend.local_paths import Confined
 from rath.core import ports
 from rath.errors import SandboxError
 

@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from rath.backend.local_paths import Confined, Refused
+from rath.backend.host.paths import Confined, Refused
 from rath.errors import SandboxError
 
 __all__ = ["Found", "check_space", "copy_tree", "walk"]
