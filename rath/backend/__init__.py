@@ -33,6 +33,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "ToolResult": "rath.backend.types",
         "UnsupportedBackendTool": "rath.errors",
         "WorkspaceDiff": "rath.backend.types",
+        "WorkspaceSnapshot": "rath.backend.branching",
         "current": "rath.backend.registry",
         "get": "rath.backend.registry",
         "get_class": "rath.backend.registry",

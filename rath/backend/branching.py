@@ -1,4 +1,6 @@
-"""How a copied placement gets its files: the part of ``fork(sandbox="copy")`` that sandboxes are concerned with.
+"""How a placement gets files of its own: from a parent (:class:`Branch`), or from a snapshot (:class:`Restored`).
+
+What ``fork(sandbox="copy")`` gives:
 
 ==============================  =====================================================================================
 the parent's sandbox, at the    the copy
@@ -11,7 +13,7 @@ was never opened                is opened with the same spec, at its own first u
 ==============================  =====================================================================================
 
 So a copy that never touches files costs nothing but, at most, a snapshot. While it waits for its files it holds a lease on
-the parent.
+the parent. Only files are copied: processes stay with the parent.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
+import os
 import weakref
 from typing import TYPE_CHECKING
 
@@ -26,17 +29,14 @@ from rath.backend import registry
 from rath.backend.closing import track
 from rath.backend.gate import Reservation
 from rath.backend.stream import arrival
-from rath.backend.types import Backend, BackendSandbox
+from rath.backend.types import Backend, BackendSandbox, BackendSandboxSpec
 from rath.core import ports
 from rath.errors import SandboxClosed, UsageError
 
 if TYPE_CHECKING:
     from rath.backend.lease import Lease
 
-__all__ = ["Branch", "serve_early"]
-
-PATIENCE_S = 2.0
-"""How long a freeze waits for calls under way. Then it copies what is there: a fork never kills anybody's processes."""
+__all__ = ["Branch", "Restored", "WorkspaceSnapshot", "serve_early"]
 
 _takes: set[asyncio.Task[None]] = set()
 
@@ -44,10 +44,13 @@ _takes: set[asyncio.Task[None]] = set()
 class Branch:
     """What makes a placement a copy. Owned by it alone; :meth:`freeze` is for any thread, the coroutines for the engine."""
 
-    __slots__ = ("__weakref__", "_asked", "_backend", "_copying", "_early", "_parent", "_snapshot", "_taken", "abandoned")
+    __slots__ = (
+        "__weakref__", "_asked", "_backend", "_copying", "_early", "_parent", "_snapshot", "_taken", "abandoned", "layer",
+    )  # fmt: skip
 
-    def __init__(self, backend: str, parent: Lease) -> None:
+    def __init__(self, backend: str, parent: Lease, layer: str) -> None:
         self._backend = backend
+        self.layer = layer
         self._parent: Lease | None = parent  # until the files are there; then let go, or a chain of forks would pile up
         self._asked = False
         self._early = False  # the parent was not open at the freeze
@@ -83,20 +86,17 @@ class Branch:
     async def take(self, sandbox: BackendSandbox, turn: Reservation) -> None:
         """Take the snapshot of the parent's sandbox, in its turn."""
         try:
+            copying = self._copying = asyncio.create_task(sandbox.freeze_in_turn(turn, self.layer))
+            # In this order: abandon() may run on another thread, and sees either the task or us the flag.
+            if self.abandoned:
+                copying.cancel()
             try:
-                await sandbox.gate.alone(turn, PATIENCE_S)
-                sandbox.check()
-                copying = self._copying = asyncio.create_task(_snapshot(sandbox))
-                # In this order: abandon() may run on another thread, and sees either the task or us the flag.
-                if self.abandoned:
-                    copying.cancel()
                 await asyncio.wait([copying])
-                self._snapshot = None if copying.cancelled() else copying.result()
             finally:
-                started, self._copying = self._copying, None
-                if started is not None:
-                    started.cancel()  # of a task that has ended: nothing
-                sandbox.gate.done(turn)
+                self._copying = None
+                copying.cancel()  # of a task that has ended: nothing
+                sandbox.gate.done(turn)  # cancelled before it began, it did not do so itself
+            self._snapshot = None if copying.cancelled() else copying.result()
         except BaseException as error:
             self._taken.set_exception(error)
             if not isinstance(error, Exception):
@@ -170,8 +170,109 @@ class Branch:
             self._taken.set_exception(SandboxClosed("the process forked before this copy of a workspace was used"))
 
 
-async def _snapshot(sandbox: BackendSandbox) -> object:
-    return await sandbox.backend._asnapshot(sandbox)
+class WorkspaceSnapshot:
+    """The files of a workspace at one moment. Kept until :meth:`close`, the end of a ``with`` block or garbage collection.
+
+    ``session.restore(snapshot)`` starts from them, any number of times. Of this process only: it does not outlive it.
+
+    Attributes:
+        id: its name; the ``workspace_layer`` in the lineage of sessions that start from it.
+        backend: the backend that keeps it.
+        spec: how sandboxes with its files are opened.
+    """
+
+    def __init__(self, id: str, backend: Backend, spec: BackendSandboxSpec | None, kept: object) -> None:
+        self.id = id
+        self.backend = backend
+        self.spec = spec
+        self._kept: object | None = kept
+        self._pid = os.getpid()
+        track(self)
+
+    def __repr__(self) -> str:
+        return f"WorkspaceSnapshot({self.id}, {self.backend.name}{'' if self.is_open else ', closed'})"
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it can be restored."""
+        return self._kept is not None and self._pid == os.getpid()
+
+    def close(self) -> None:
+        """Free its files. Sandboxes that were restored from it keep theirs. Closing again does nothing."""
+        engine = ports.engine()
+        if engine.on_loop_thread():
+            engine.start(self.shut)
+        else:
+            engine.run(self.shut())
+
+    def __enter__(self) -> WorkspaceSnapshot:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        # At the interpreter's end everything this needs may be gone; `close_all` has run by then.
+        with contextlib.suppress(Exception):
+            if self.is_open:
+                kept, backend = self._kept, self.backend
+                ports.engine().start(lambda: backend._adiscard(kept))
+
+    async def shut(self) -> None:
+        """:meth:`close`, on the engine's loop."""
+        if self.is_open:
+            kept, self._kept = self._kept, None
+            await self.backend._adiscard(kept)
+
+    async def clone(self) -> object:
+        """What ``Backend._arestore`` takes, for one sandbox.
+
+        Raises:
+            SandboxClosed: it is closed.
+        """
+        if not self.is_open:
+            raise SandboxClosed(f"the snapshot {self.id} is closed: restore it before, or take another")
+        return await self.backend._aclone(self._kept)
+
+
+class Restored:
+    """What makes a placement start from a snapshot, at its first use; as :class:`Branch` does from a parent."""
+
+    __slots__ = ("_clone", "_kept", "abandoned", "layer")
+
+    def __init__(self, kept: WorkspaceSnapshot) -> None:
+        self._kept: WorkspaceSnapshot | None = kept  # not freed as long as this waits for its first use
+        self._clone: object | None = None
+        self.layer = kept.id
+        self.abandoned = False
+
+    def freeze(self) -> None:
+        """Nothing: the files are fixed."""
+
+    async def files(self, backend: Backend) -> object | None:
+        """The snapshot to start from."""
+        if self._clone is None and self._kept is not None:
+            self._clone = await self._kept.clone()
+        return self._clone
+
+    def used(self) -> None:
+        """The snapshot has become a sandbox."""
+        self._clone = self._kept = None
+
+    def abandon(self, *, block: bool) -> None:
+        """Nobody holds the placement, and it was never opened."""
+        self.abandoned = True
+        kept, clone = self._kept, self._clone
+        self._kept = self._clone = None
+        if kept is not None and clone is not None:
+            engine, backend = ports.engine(), kept.backend
+            if block and not engine.on_loop_thread():
+                engine.run(backend._adiscard(clone))
+            else:
+                engine.start(lambda: backend._adiscard(clone))
+
+    def lost_by_fork(self) -> None:
+        """In a forked child: the snapshot is its parent process's, and says so when it is used."""
 
 
 def serve_early(sandbox: BackendSandbox, turns: list[tuple[Branch, Reservation | None]]) -> None:

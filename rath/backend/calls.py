@@ -1,14 +1,12 @@
-"""The calls that a sandbox can run, its answers, and how backends and sandboxes are described."""
+"""The calls that a sandbox can run, its answers, and how backends are described."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from enum import Enum
 
 __all__ = [
-    "BackendSandboxSpec",
     "BackendTool",
     "BackendToolCodeRun",
     "BackendToolCommandRun",
@@ -98,7 +96,13 @@ class BackendToolFilesExists(BackendTool):
 
 @dataclass(frozen=True, slots=True)
 class BackendToolCodeRun(BackendTool):
-    """Run a program given as text. ``timeout``: seconds, after which its whole process tree is killed."""
+    """Run a program given as text.
+
+    Args:
+        language: ``"python"``: in the sandbox's own interpreter, where it has one that keeps its state between calls (see
+            ``Capabilities.keeps_state``), else in a fresh process; ``"python-script"``: always in a fresh process; ``"sh"``.
+        timeout: seconds, after which its whole process tree is killed, the interpreter and its state with it.
+    """
 
     code: str
     language: str = "python"
@@ -125,6 +129,7 @@ class CommandResult(ToolResult):
         stdout_bytes: how much it wrote in all, exactly; ``None`` if the backend does not count.
         truncated: whether anything is missing from ``stdout`` or ``stderr``.
         timed_out: whether it was ended for taking too long.
+        oom_killed: whether the sandbox ran out of memory and the kernel ended it for that.
     """
 
     exit_code: int
@@ -135,6 +140,7 @@ class CommandResult(ToolResult):
     stderr_bytes: int | None = None
     truncated: bool = False
     timed_out: bool = False
+    oom_killed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,12 +180,16 @@ class CodeResult(ToolResult):
     Args:
         text: the value of its last expression, as Python's ``repr`` shows it; ``None`` if there is none.
         error: why it failed (its traceback, where it has one); ``None`` if it did not.
+        figures: what it drew, as PNG files, where the interpreter has matplotlib.
+        restarted: whether the state of earlier calls is gone, because the interpreter had to be started anew.
     """
 
     text: str | None
     stdout: bytes
     stderr: bytes
     error: str | None
+    figures: tuple[bytes, ...] = ()
+    restarted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,25 +235,6 @@ class WorkspaceDiff:
 # -- backends and their sandboxes -------------------------------------------------------------------------------------
 
 
-@dataclass
-class BackendSandboxSpec:
-    """How to open a sandbox; ``None`` leaves a field to the backend.
-
-    Args:
-        image: what the file system starts as, for backends that have images.
-        entrypoint: the sandbox's own main program, for backends that have one.
-        env: environment variables of every command.
-        timeout: how long a call may take that does not say so itself.
-        working_dir: the workspace.
-    """
-
-    image: str | None = None
-    entrypoint: Sequence[str] | None = None
-    env: Mapping[str, str] | None = None
-    timeout: timedelta | None = None
-    working_dir: str | None = None
-
-
 class IsolationLevel(str, Enum):
     """What stands between a sandbox and the host."""
 
@@ -255,9 +246,14 @@ class IsolationLevel(str, Enum):
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """What a kind of backend can do, on any machine.
+    """What a kind of backend, or one sandbox, can do.
 
     Args:
+        supports_copy: whether a workspace can be copied: ``fork(sandbox="copy")``, ``snapshot``.
+        kills_exactly: whether a timeout or a cancellation ends everything that the call started and nothing else, whatever
+            it did to hide. False: a process that left its session, its parents and its environment may live until the close.
+        keeps_state: whether ``language="python"`` runs in one interpreter that lives between calls.
+        spec_fields: the fields of :class:`BackendSandboxSpec` that it honours; others are refused.
         cold_start_ms_p50: the median time to open a sandbox, in milliseconds.
         max_sandboxes: how many may be open at once; ``None`` for no limit.
     """
@@ -268,3 +264,7 @@ class Capabilities:
     supports_code_interpreter: bool
     cold_start_ms_p50: int | None = None
     max_sandboxes: int | None = None
+    supports_copy: bool = False
+    kills_exactly: bool = False
+    keeps_state: bool = False
+    spec_fields: frozenset[str] = frozenset()

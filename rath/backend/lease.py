@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import secrets
 import threading
 import weakref
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ from dataclasses import replace
 from weakref import WeakSet
 
 from rath.backend import registry
-from rath.backend.branching import Branch, serve_early
+from rath.backend.branching import Branch, Restored, WorkspaceSnapshot, serve_early
 from rath.backend.closing import close_all
 from rath.backend.types import (
     Backend,
@@ -68,7 +69,7 @@ class Placement:
         # The sandbox's own count once there is one. Until then the placement keeps it, and then hands it over.
         self._references = References() if sandbox is None else sandbox.references
         self._opening: asyncio.Task[BackendSandbox] | None = None
-        self._branch: Branch | None = None
+        self._branch: Branch | Restored | None = None
         self.early: list[weakref.ref[Branch]] = []  # copies that wait for this one to open
         with _placements_lock:
             _placements.add(self)
@@ -188,8 +189,29 @@ class Placement:
         """
         child = object.__new__(Placement)
         child._fill(self.backend, self.spec, None)
-        child._branch = Branch(self.backend, self.acquire())
+        child._branch = Branch(self.backend, self.acquire(), new_layer())
         return child
+
+    @classmethod
+    def of_snapshot(cls, snapshot: WorkspaceSnapshot) -> Placement:
+        """A placement that starts with the files of ``snapshot``. Costs nothing until it is used.
+
+        Raises:
+            SandboxClosed: the snapshot is closed.
+        """
+        if not isinstance(snapshot, WorkspaceSnapshot):
+            raise UsageTypeError(f"restore takes what session.snapshot() returned, not {type(snapshot).__name__}")
+        if not snapshot.is_open:
+            raise SandboxClosed(f"the snapshot {snapshot.id} is closed: restore it before, or take another")
+        made = object.__new__(cls)
+        made._fill(snapshot.backend.name, snapshot.spec, None)
+        made._branch = Restored(snapshot)
+        return made
+
+    @property
+    def layer(self) -> str | None:
+        """The name of the snapshot that its files started with, if it is a copy."""
+        return None if self._branch is None else self._branch.layer
 
     def freeze(self) -> None:
         """Fix the moment whose files this copy starts with: now. Any thread; returns at once. Once for each copy.
@@ -279,6 +301,20 @@ class Lease:
             return WorkspaceDiff("")
         return await (await self.open()).diff()
 
+    async def upload(self, host_path: str, path: str) -> None:
+        """Copy a file or directory of the host to ``path`` in the workspace."""
+        await (await self.open()).upload(host_path, path)
+
+    async def download(self, path: str, host_path: str) -> None:
+        """Copy a file or directory of the workspace to ``host_path`` of the host."""
+        await (await self.open()).download(path, host_path)
+
+    async def snapshot(self) -> WorkspaceSnapshot:
+        """The files as they are now, between two calls."""
+        sandbox, layer = await self.open(), new_layer()
+        kept = await sandbox.frozen(layer)
+        return WorkspaceSnapshot(layer, sandbox.backend, self.placement.spec, kept)
+
     def open_blocking(self) -> BackendSandbox:
         """:meth:`open`, for callers on ordinary threads."""
         self.check()
@@ -291,6 +327,11 @@ class Lease:
     def dispatch_blocking(self, call: BackendTool) -> ToolResult | bool:
         """:meth:`dispatch`, for callers on ordinary threads."""
         return ports.engine().run(self.dispatch(call))
+
+
+def new_layer() -> str:
+    """A name for a snapshot."""
+    return secrets.token_hex(8)
 
 
 def _as_spec(spec: BackendSandboxSpec | str | os.PathLike[str] | None) -> BackendSandboxSpec | None:

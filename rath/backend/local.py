@@ -28,7 +28,8 @@ from rath.backend.host.paths import DIRECTORY, Confined, Refused
 from rath.backend.local_code import command_for
 from rath.backend.local_kill import ProcessGroups
 from rath.backend.local_process import Ended, run_process
-from rath.backend.local_start import Snapshot, enter_directory
+from rath.backend.local_start import Snapshot, copy_directory, enter_directory
+from rath.backend.spec import host_workspace, refuse_unsupported
 from rath.backend.types import (
     Backend,
     BackendSandbox,
@@ -55,13 +56,13 @@ from rath.errors import (
     SandboxError,
     UnsupportedBackendTool,
     UsageTypeError,
-    UsageValueError,
 )
 from rath.utils.decoding import decode_subprocess_output
 
 __all__ = ["LocalBackend"]
 
 T = TypeVar("T")
+SPEC_FIELDS = frozenset({"env", "timeout", "working_dir", "workspace", "workspace_mode"})
 HOST_VARIABLES = ("PATH", "HOME", "LANG", "TERM")
 INLINE_BYTES = 256 * 1024
 CLOSE_S = 1.0
@@ -120,11 +121,11 @@ class LocalSandbox(BackendSandbox):
 
 
 class LocalBackend(Backend):
-    """Host processes in a directory: the spec's ``working_dir``, or one of its own that is removed at the close.
+    """Host processes in a directory: one of its own that is removed at the close, or one that the spec names.
 
-    ``working_dir`` is made if it is missing, which is logged (INFO), and never removed. ``env`` is added to every
-    command's environment. ``timeout`` is the default of each call. ``image`` and ``entrypoint`` cannot be
-    honoured and are refused.
+    ``working_dir``, or ``workspace`` with ``workspace_mode="bind"``, is worked in; it is made if it is missing, which is
+    logged (INFO), and never removed. ``workspace`` alone is copied, and the copy worked in. ``env`` is added to every
+    command's environment. ``timeout`` is the default of each call. Every other field is refused: it cannot be honoured.
     """
 
     name: ClassVar[str] = "local"
@@ -137,6 +138,8 @@ class LocalBackend(Backend):
             supports_filesystem=True,
             supports_code_interpreter=True,
             cold_start_ms_p50=1,
+            supports_copy=True,
+            spec_fields=SPEC_FIELDS,
         )
 
     @classmethod
@@ -146,14 +149,17 @@ class LocalBackend(Backend):
     # -- open and close -----------------------------------------------------------------------------------------------
 
     async def _aopen(self, spec: BackendSandboxSpec | None = None) -> BackendSandbox:
-        _check_spec(spec)
+        checked = refuse_unsupported(spec, self.name, SPEC_FIELDS)
         sweep_leftovers_once()
-        if spec is None or spec.working_dir is None:
+        path = host_workspace(checked)
+        if path is None:
             root = Confined(own_directory())
             return self._sandbox(_Workspace(root, True, Baseline(), spec), spec)
-        path = os.path.abspath(os.path.expanduser(spec.working_dir))
-        root, baseline = await ports.engine().call(enter_directory, path)
-        return self._sandbox(_Workspace(root, False, baseline, spec), spec)
+        if _works_in_place(checked):
+            root, baseline = await ports.engine().call(enter_directory, path)
+            return self._sandbox(_Workspace(root, False, baseline, spec), spec)
+        copy = await ports.engine().call(copy_directory, path)
+        return self._sandbox(_Workspace(Confined(copy.path), True, copy.baseline, spec), spec)
 
     def _sandbox(self, workspace: _Workspace, spec: BackendSandboxSpec | None) -> BackendSandbox:
         sandbox = LocalSandbox(self, workspace.root.path, spec)
@@ -208,9 +214,9 @@ class LocalBackend(Backend):
     # -- branching and comparing --------------------------------------------------------------------------------------
 
     def _shares_files(self, spec: BackendSandboxSpec | None) -> bool:
-        return spec is not None and spec.working_dir is not None
+        return spec is not None and _works_in_place(spec)
 
-    async def _asnapshot(self, sandbox: BackendSandbox) -> object:
+    async def _asnapshot(self, sandbox: BackendSandbox, layer: str) -> object:
         workspace = _workspace(sandbox)
         _check_there(workspace)
         stop = threading.Event()
@@ -227,7 +233,7 @@ class LocalBackend(Backend):
     async def _arestore(self, spec: BackendSandboxSpec | None, snapshot: object) -> BackendSandbox:
         if not isinstance(snapshot, Snapshot):
             raise UsageTypeError(f"a snapshot of the local backend is needed, not {type(snapshot).__name__}")
-        _check_spec(spec)
+        refuse_unsupported(spec, self.name, SPEC_FIELDS)
         return self._sandbox(_Workspace(Confined(snapshot.path), True, snapshot.baseline, spec), spec)
 
     async def _adiscard(self, snapshot: object) -> None:
@@ -246,27 +252,17 @@ def _workspace(sandbox: BackendSandbox) -> _Workspace:
     return sandbox.workspace
 
 
+def _works_in_place(spec: BackendSandboxSpec) -> bool:
+    """Whether the workspace is the user's own directory, not a copy of it."""
+    return spec.working_dir is not None or (spec.workspace is not None and spec.workspace_mode == "bind")
+
+
 def _check_there(workspace: _Workspace) -> None:
     if not workspace.root.exists():
         raise SandboxBroken(
             f"the workspace {workspace.root.path} is gone: somebody removed or replaced the directory. "
             "Place the session again: session = session.to(...)"
         )
-
-
-def _check_spec(spec: BackendSandboxSpec | None) -> None:
-    if spec is None:
-        return
-    for field in ("image", "entrypoint"):
-        if getattr(spec, field) is not None:
-            raise UsageValueError(
-                f"the local backend runs on the host and cannot honour {field}={getattr(spec, field)!r}: leave it out, "
-                "or choose a backend with containers"
-            )
-    if spec.timeout is not None and spec.timeout.total_seconds() <= 0:
-        raise UsageValueError(f"timeout={spec.timeout!r}: a call needs more than no time")
-    if spec.working_dir is not None and not spec.working_dir.strip():
-        raise UsageValueError('working_dir is empty: name a directory ("." is the current one), or leave it out')
 
 
 async def _tidy(function: Callable[..., None], *args: object) -> None:

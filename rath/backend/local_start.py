@@ -13,7 +13,7 @@ from rath.backend.host.paths import Confined
 from rath.backend.host.tree import check_space, copy_tree
 from rath.errors import SandboxUnavailable
 
-__all__ = ["Snapshot", "enter_directory"]
+__all__ = ["Snapshot", "copy_directory", "enter_directory"]
 
 _log = logging.getLogger("rath.backend")
 
@@ -40,6 +40,27 @@ def enter_directory(path: str) -> tuple[Confined, Baseline]:
     except BaseException:
         root.close()
         raise
+
+
+def copy_directory(path: str) -> Snapshot:
+    """A copy of the user's directory ``path``, with its baseline. Blocks.
+
+    Raises:
+        SandboxUnavailable: it cannot be entered.
+        SandboxError: it cannot be copied, or the copy does not fit on the disk.
+    """
+    try:
+        root = Confined(path)
+    except OSError as error:
+        raise SandboxUnavailable(
+            f"workspace {path!r} cannot be used: {error.strerror}. Name a directory that is there"
+        ) from error
+    baseline = Baseline.of(root)
+    try:
+        return Snapshot.take(root, baseline, lambda: False)
+    finally:
+        baseline.drop()
+        root.close()
 
 
 @dataclass(frozen=True, slots=True)

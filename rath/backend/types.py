@@ -10,13 +10,13 @@ import asyncio
 import os
 import threading
 from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypeVar
 from weakref import ReferenceType
 
 from rath.backend.calls import (
-    BackendSandboxSpec,
     BackendTool,
     BackendToolCodeRun,
     BackendToolCommandRun,
@@ -37,7 +37,8 @@ from rath.backend.calls import (
     WorkspaceDiff,
 )
 from rath.backend.closing import close_at_end, everything, track, tracked
-from rath.backend.gate import Gate
+from rath.backend.gate import Gate, Reservation
+from rath.backend.spec import BackendSandboxSpec
 from rath.backend.stream import Stream
 from rath.core import ports
 from rath.errors import SandboxBroken, SandboxClosed, SandboxError, UnsupportedBackendTool, UsageTypeError
@@ -67,6 +68,11 @@ __all__ = [
     "close_unheld",
     "open_sandboxes",
 ]
+
+
+T = TypeVar("T")
+PATIENCE_S = 2.0
+"""How long a freeze waits for calls under way. Then it copies what is there: a fork never kills anybody's processes."""
 
 
 # -- a sandbox --------------------------------------------------------------------------------------------------------
@@ -189,27 +195,56 @@ class BackendSandbox(_Held):
             )
 
     async def perform(self, call: BackendTool) -> ToolResult | bool:
-        """Run a call: the one way in, past the gate."""
+        """Run a call."""
+        try:
+            return await self._inside(lambda: self.backend._adispatch(self, call))
+        except UnsupportedBackendTool as error:
+            return ToolExecutionFailure("unsupported_tool", str(error))
+
+    async def diff(self) -> WorkspaceDiff:
+        """What changed in the workspace since its start."""
+        return await self._inside(lambda: self.backend._adiff(self))
+
+    async def upload(self, host_path: str, path: str) -> None:
+        """Copy a file or directory of the host into the workspace."""
+        await self._inside(lambda: self.backend._aupload(self, host_path, path))
+
+    async def download(self, path: str, host_path: str) -> None:
+        """Copy a file or directory of the workspace to the host."""
+        await self._inside(lambda: self.backend._adownload(self, path, host_path))
+
+    async def _inside(self, work: Callable[[], Awaitable[T]]) -> T:
+        """The one way in, past the gate."""
         await self.gate.enter()
         try:
             self.check()
-            return await self.backend._adispatch(self, call)
-        except UnsupportedBackendTool as error:
-            return ToolExecutionFailure("unsupported_tool", str(error))
+            return await work()
         except SandboxBroken as error:
-            self._broken = str(error)
+            self.broke(str(error))
             raise
         finally:
             self.gate.leave()
 
-    async def diff(self) -> WorkspaceDiff:
-        """What changed in the workspace since its start."""
-        await self.gate.enter()
+    async def frozen(self, layer: str) -> object:
+        """A snapshot of the workspace, taken before any later call; calls under way are awaited for 2 s at most."""
+        return await self.freeze_in_turn(self.gate.reserve(), layer)
+
+    async def freeze_in_turn(self, turn: Reservation, layer: str) -> object:
+        """:meth:`frozen`, with a place in the line that was reserved before."""
         try:
+            await self.gate.alone(turn, PATIENCE_S)
             self.check()
-            return await self.backend._adiff(self)
+            return await self.backend._asnapshot(self, layer)
         finally:
-            self.gate.leave()
+            self.gate.done(turn)
+
+    def broke(self, reason: str) -> None:
+        """The sandbox died: no further call is tried. The first reason stays."""
+        self._broken = self._broken or reason
+
+    def capabilities(self) -> Capabilities:
+        """What this very sandbox can do; may be less than its backend can."""
+        return self.backend.capabilities()
 
     async def shut(self, *, unless_held: bool = False) -> None:
         """Close it, once; who comes later waits for the first. Does nothing in a forked child: it is its parent's."""
@@ -348,9 +383,13 @@ class Backend(ABC):
         """Whether two sandboxes opened with ``spec`` would share files."""
         return False
 
-    async def _asnapshot(self, sandbox: BackendSandbox) -> object:
-        """A frozen copy of the workspace, for :meth:`_arestore`; calls wait meanwhile."""
+    async def _asnapshot(self, sandbox: BackendSandbox, layer: str) -> object:
+        """A frozen copy of the workspace, for :meth:`_arestore`; calls wait meanwhile. ``layer``: its name in the lineage."""
         raise UnsupportedBackendTool("a copy of a workspace (fork(sandbox='copy'))", self.name)
+
+    async def _aclone(self, snapshot: object) -> object:
+        """One more snapshot of the same files, to be restored or discarded by itself."""
+        raise UnsupportedBackendTool("a snapshot that is kept (session.snapshot())", self.name)
 
     async def _arestore(self, spec: BackendSandboxSpec | None, snapshot: object) -> BackendSandbox:
         """A new sandbox with the files of ``snapshot``, which is used up unless this raises."""
@@ -362,3 +401,11 @@ class Backend(ABC):
     async def _adiff(self, sandbox: BackendSandbox) -> WorkspaceDiff:
         """What changed in the workspace since its start."""
         raise SandboxError(f"backend {self.name!r} cannot tell what changed in a workspace; `local` can")
+
+    async def _aupload(self, sandbox: BackendSandbox, host_path: str, path: str) -> None:
+        """Copy ``host_path`` of the host, a file or a directory, to ``path`` in the workspace."""
+        raise SandboxError(f"backend {self.name!r} cannot take files from the host; write them one by one")
+
+    async def _adownload(self, sandbox: BackendSandbox, path: str, host_path: str) -> None:
+        """Copy ``path`` of the workspace, a file or a directory, to ``host_path`` of the host."""
+        raise SandboxError(f"backend {self.name!r} cannot give files to the host; read them one by one")

@@ -293,6 +293,15 @@ class Cell(Generic[T]):
             self._failure.raise_()
         return self._value  # type: ignore[return-value]
 
+    def wait(self) -> None:
+        """Wait until it is resolved, however: an error stays for who reads the value.
+
+        Raises:
+            WouldDeadlock: waiting here could never end.
+        """
+        if self._callbacks is not None:
+            self._block(None)
+
     def check_may_block(self) -> None:
         """Raise ``WouldDeadlock`` if blocking here until this cell resolves could never end."""
         if self._generation != _process_generation:

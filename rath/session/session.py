@@ -8,23 +8,24 @@ new sessions from old ones and return at once; reading the rows waits.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from types import TracebackType
 from typing import Any
 from uuid import UUID
 
+from rath.backend.branching import WorkspaceSnapshot
 from rath.backend.lease import Lease, Placement
-from rath.backend.types import BackendSandbox, BackendSandboxSpec, WorkspaceDiff
+from rath.backend.types import BackendSandbox, BackendSandboxSpec
 from rath.core import ports
 from rath.core.broadcast import SessionEvents
 from rath.core.cell import Cell, Status
 from rath.core.ids import new_id
-from rath.errors import SandboxError, UsageTypeError, UsageValueError
+from rath.errors import UsageTypeError, UsageValueError
 from rath.llm.types import RathLLMTokenUsage, add_usage
 from rath.session.chunk import ChunkRow, ChunkTable, format_chunk_row_brief, system_text_chunk, user_text_chunk
 from rath.session.graph.kind import LineageKind, SessionLineage
 from rath.session.graph.record import LineageRecord
 from rath.session.graph.recording import lineage_journal_optional, session_graph_mode
 from rath.session.outcome import Outcome, RunView, derived_cell
+from rath.session.placing import Placed
 
 __all__ = ["Session"]
 
@@ -32,7 +33,7 @@ _set = object.__setattr__
 _EMPTY = ChunkTable()
 
 
-class Session:
+class Session(Placed):
     """An immutable conversation: rows, lineage, and where its tools run.
 
     ``id``, lineage and placement are known at once. ``chunk_table``, ``cumulative_usage`` and ``digest`` wait for the run
@@ -266,7 +267,11 @@ class Session:
         if sandbox not in ("share", "copy"):
             raise UsageValueError(f"fork(sandbox={sandbox!r}): one of 'share', 'copy'")
         lease = share_lease(self._lease) if sandbox == "share" else self._copied_lease()
-        return _derived("Session.fork", LineageKind.OP_FORK, (self,), lambda o: Outcome(o.table), lease)
+        return self._branch("Session.fork", lease, None if lease is None or sandbox == "share" else lease.placement.layer)
+
+    def _branch(self, operator: str, lease: Lease | None, layer: str | None) -> Session:
+        extras = () if layer is None else (("workspace_layer", layer),)
+        return _derived(operator, LineageKind.OP_FORK, (self,), lambda o: Outcome(o.table), lease, extras=extras)
 
     def _copied_lease(self) -> Lease | None:
         if self._lease is None:
@@ -317,7 +322,8 @@ class Session:
         """This session, same id and lineage, placed in a backend. The sandbox opens on first use, once for all who share it.
 
         Args:
-            backend: ``"local"`` (the host itself: no isolation) or another registered backend.
+            backend: ``"docker"``, ``"bwrap"`` (both isolate), ``"auto"`` (the first of them that works here), ``"local"`` (the
+                host itself: no isolation), or another registered backend.
             spec: how to open it; a string is its ``working_dir``.
 
         Raises:
@@ -329,46 +335,13 @@ class Session:
         """This session, same id and lineage, placed in an open sandbox; takes one reference to it."""
         return _placed(self, Placement.of_sandbox(sandbox).acquire())
 
-    def require_sandbox(self) -> BackendSandbox:
-        """The sandbox, opened if need be.
+    def restore(self, snapshot: WorkspaceSnapshot) -> Session:
+        """A branch of this session, as :meth:`fork` makes it, whose workspace starts with the files of ``snapshot``.
 
         Raises:
-            SandboxError: the session was never placed.
-            SandboxClosed: this session's hold on it was released.
+            SandboxClosed: the snapshot is closed.
         """
-        return self._placed_lease().open_blocking()
-
-    def close_sandbox(self) -> Session:
-        """Release this session's hold on its sandbox, for good; the last holder closes it. Returns the session."""
-        if self._lease is not None:
-            self._lease.release()
-        return self
-
-    def workspace_diff(self) -> WorkspaceDiff:
-        """What has changed in the workspace since it was opened: a unified diff of text files, a list of binary ones.
-
-        Raises:
-            SandboxError: the session was never placed, or the backend cannot tell.
-        """
-        lease = self._placed_lease()
-        return ports.engine().run(lease.diff())
-
-    def _placed_lease(self) -> Lease:
-        if self._lease is None:
-            raise SandboxError('the session has no sandbox: place it first, session = session.to("local")')
-        self._lease.check()
-        return self._lease
-
-    def __enter__(self) -> Session:
-        if self._depth == 0:
-            self._placed_lease().open_blocking()
-        _set(self, "_depth", self._depth + 1)
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        _set(self, "_depth", self._depth - 1)
-        if self._depth == 0:
-            self.close_sandbox()
+        return self._branch("Session.restore", Placement.of_snapshot(snapshot).acquire(), snapshot.id)
 
     # -- for the rest of rath -----------------------------------------------------------------------------------------
 
@@ -499,10 +472,11 @@ def _derived(
     combine: Callable[..., Outcome],
     lease: Lease | None = None,
     parents: tuple[Session, ...] | None = None,
+    extras: tuple[tuple[str, Any], ...] = (),
 ) -> Session:
     """A session computed from others' rows alone: no engine, no run."""
     if lease is None and inputs:
         lease = share_lease(inputs[0]._lease)
-    record = new_record(operator, kind, inputs if parents is None else parents)
+    record = new_record(operator, kind, inputs if parents is None else parents, extras)
     cell = derived_cell(record.id, operator, tuple(s._cell for s in inputs), combine)
     return journaled(make_session(record, cell, lease))

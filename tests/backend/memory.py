@@ -101,7 +101,7 @@ class MemoryBackend(Backend):
     def _shares_files(self, spec: BackendSandboxSpec | None) -> bool:
         return spec is not None and spec.working_dir is not None
 
-    async def _asnapshot(self, sandbox: BackendSandbox) -> object:
+    async def _asnapshot(self, sandbox: BackendSandbox, layer: str) -> object:
         assert isinstance(sandbox, MemorySandbox)
         files = dict(sandbox.files)
         await asyncio.sleep(self.snapshot_delay_s)

@@ -180,9 +180,10 @@ def test_calls_and_results_are_frozen_dataclasses_with_the_documented_fields() -
         "BackendToolFilesWrite": "path data mode",
         "Capabilities": (
             "isolation supports_command supports_filesystem supports_code_interpreter cold_start_ms_p50 max_sandboxes"
+            " supports_copy kills_exactly keeps_state spec_fields"
         ),
-        "CodeResult": "text stdout stderr error",
-        "CommandResult": "exit_code stdout stderr elapsed_ms stdout_bytes stderr_bytes truncated timed_out",
+        "CodeResult": "text stdout stderr error figures restarted",
+        "CommandResult": "exit_code stdout stderr elapsed_ms stdout_bytes stderr_bytes truncated timed_out oom_killed",
         "FileContent": "data",
         "FileEntries": "entries",
         "FileEntry": "name path is_dir",

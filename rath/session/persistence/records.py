@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
@@ -202,6 +203,10 @@ def _provider_to_json(provider: object | None) -> dict[str, Any] | None:
     }
 
 
+_DOCUMENTED_SPEC = ("image", "entrypoint", "env", "timeout", "working_dir")
+"""The fields that a header's spec always has; readers of other programs look for them."""
+
+
 def _spec_to_json(spec: BackendSandboxSpec | None) -> dict[str, Any] | None:
     """Its fields by name; a duration as seconds under the name with ``_seconds``; of ``env`` only the names."""
     if spec is None:
@@ -209,13 +214,17 @@ def _spec_to_json(spec: BackendSandboxSpec | None) -> dict[str, Any] | None:
     out: dict[str, Any] = {}
     for field in dataclasses.fields(spec):
         value = getattr(spec, field.name)
+        if field.name not in _DOCUMENTED_SPEC and value == field.default:
+            continue
         if field.name == "timeout" or isinstance(value, timedelta):
             out[field.name + _SECONDS] = None if value is None else value.total_seconds()
         elif field.name == "env" and value is not None:
             # Credentials of every form stand there; no list of names or patterns knows them all.
             out["env"] = {redact_text(str(name)): REDACTED for name in value}
+        elif field.name == "mounts" and value is not None:
+            out["mounts"] = {inside: plain(os.fspath(path)) for inside, path in value.items()}
         else:
-            out[field.name] = plain(value)
+            out[field.name] = plain(os.fspath(value) if isinstance(value, os.PathLike) else value)
     return out
 
 
