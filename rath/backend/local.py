@@ -236,6 +236,15 @@ class LocalBackend(Backend):
         refuse_unsupported(spec, self.name, SPEC_FIELDS)
         return self._sandbox(_Workspace(Confined(snapshot.path), True, snapshot.baseline, spec), spec)
 
+    async def _aclone(self, snapshot: object) -> object:
+        if not isinstance(snapshot, Snapshot):
+            raise UsageTypeError(f"a snapshot of the local backend is needed, not {type(snapshot).__name__}")
+        kept = Confined(snapshot.path)
+        try:
+            return await ports.engine().call(Snapshot.take, kept, snapshot.baseline, lambda: False)
+        finally:
+            kept.close()
+
     async def _adiscard(self, snapshot: object) -> None:
         if isinstance(snapshot, Snapshot):
             await _tidy(snapshot.discard)

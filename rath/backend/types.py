@@ -384,7 +384,7 @@ class Backend(ABC):
         return False
 
     async def _asnapshot(self, sandbox: BackendSandbox, layer: str) -> object:
-        """A frozen copy of the workspace, for :meth:`_arestore`; calls wait meanwhile. ``layer``: its name in the lineage."""
+        """A frozen copy of the workspace, for :meth:`_arestore`; calls wait meanwhile. ``layer``: its name."""
         raise UnsupportedBackendTool("a copy of a workspace (fork(sandbox='copy'))", self.name)
 
     async def _aclone(self, snapshot: object) -> object:

@@ -50,11 +50,11 @@ def encode_result(raw: Any) -> Encoded:
 
     ============================  ============================================================
     ``bool``                      ``{"ok": raw}``
-    ``CommandResult``             ``exit_code, stdout, stderr, elapsed_ms``; ``timed_out``, ``truncated``
+    ``CommandResult``             ``exit_code, stdout, stderr, elapsed_ms``; ``timed_out``, ``out_of_memory``, ``truncated``
     ``FileContent``               ``data``, at most 12,000 characters
     ``FileEntries``               ``entries`` (``name, path, is_dir``), at most 500; ``left_out``: the rest
     ``FileWriteResult``           ``bytes_written``
-    ``CodeResult``                ``text, stdout, stderr, error``
+    ``CodeResult``                ``text, stdout, stderr, error``; ``figures`` (how many), ``state_lost``
     ``ToolExecutionFailure``      ``ok, error_kind, message, detail``; the only one that is not ``ok``
     pydantic model                its own JSON
     anything else                 JSON with ``str`` for what JSON has not; or ``repr`` and ``type``
@@ -136,6 +136,8 @@ def _command(raw: CommandResult) -> Encoded:
     }
     if raw.timed_out:
         fields["timed_out"] = True
+    if raw.oom_killed:
+        fields["out_of_memory"] = True
     if raw.truncated:
         fields |= {"truncated": True, "stdout_bytes": raw.stdout_bytes, "stderr_bytes": raw.stderr_bytes}
     return Encoded(_decodable(_dumps(fields)), True)
@@ -161,12 +163,16 @@ def _written(raw: FileWriteResult) -> Encoded:
 
 
 def _code(raw: CodeResult) -> Encoded:
-    fields = {
+    fields: dict[str, Any] = {
         "text": None if raw.text is None else _output(raw.text),
         "stdout": _output(raw.stdout),
         "stderr": _output(raw.stderr),
         "error": None if raw.error is None else _output(raw.error),
     }
+    if raw.figures:
+        fields["figures"] = len(raw.figures)
+    if raw.restarted:
+        fields["state_lost"] = True
     return Encoded(_decodable(_dumps(fields)), True)
 
 

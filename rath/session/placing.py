@@ -76,8 +76,8 @@ class Placed:
 
         Args:
             path: what to copy; ``"."`` is the whole workspace.
-            host_path: where to; by default under its own name in the current directory. A file there is replaced; a directory
-                there has to be empty.
+            host_path: where to; by default under its own name in the current directory. A file there is replaced; a
+                directory there has to be empty.
 
         Raises:
             SandboxError: the session was never placed, or something cannot be read or written: the message says what.

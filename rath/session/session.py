@@ -322,8 +322,8 @@ class Session(Placed):
         """This session, same id and lineage, placed in a backend. The sandbox opens on first use, once for all who share it.
 
         Args:
-            backend: ``"docker"``, ``"bwrap"`` (both isolate), ``"auto"`` (the first of them that works here), ``"local"`` (the
-                host itself: no isolation), or another registered backend.
+            backend: ``"docker"`` or ``"bwrap"`` (both isolate), ``"auto"`` (the first of them that works here), ``"local"``
+                (the host itself: no isolation), or another registered backend.
             spec: how to open it; a string is its ``working_dir``.
 
         Raises:

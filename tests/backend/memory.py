@@ -116,6 +116,10 @@ class MemoryBackend(Backend):
         self.live_snapshots -= 1
         return made
 
+    async def _aclone(self, snapshot: object) -> object:
+        self.live_snapshots += 1
+        return dict(snapshot)  # type: ignore[call-overload]
+
     async def _adiscard(self, snapshot: object) -> None:
         self.live_snapshots -= 1
 

@@ -74,6 +74,16 @@ def test_a_command_says_when_it_timed_out_and_how_much_it_really_wrote() -> None
     }
 
 
+def test_a_command_says_when_the_sandbox_ran_out_of_memory() -> None:
+    assert shown(CommandResult(137, b"", b"", 9.0, oom_killed=True))["out_of_memory"] is True
+    assert "out_of_memory" not in shown(CommandResult(137, b"", b"", 9.0))
+
+
+def test_code_says_how_many_figures_it_drew_and_when_its_state_is_gone() -> None:
+    fields = shown(CodeResult(None, b"", b"", None, figures=(b"png", b"png"), restarted=True))
+    assert (fields["figures"], fields["state_lost"]) == (2, True)
+
+
 def test_each_output_of_a_command_is_cut_on_its_own_and_keeps_head_and_tail() -> None:
     fields = shown(CommandResult(0, b"a" + b"x" * 100_000 + b"z", b"y" * 48_000, 1.0))
     assert 47_990 < len(fields["stdout"]) <= 48_000

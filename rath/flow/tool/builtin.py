@@ -206,11 +206,11 @@ class FlowToolCodeRun(_SystemTool):
     NAME = "run_code"
     DESCRIPTION = (
         "Run code in the workspace and return its stdout, stderr, the value of its last expression as text, "
-        "and the error if it failed."
+        "and the error if it failed. Where the sandbox can, python keeps its variables from call to call."
     )
     PARAMETERS = object_schema(
         {"code": _text("The source code.")},
-        {"language": _text("Its language; python by default."), "timeout": _TIMEOUT},
+        {"language": _text("python (the default), python-script (a fresh process each time) or sh."), "timeout": _TIMEOUT},
     )
 
     def resource_key(self, arguments: Mapping[str, Any]) -> tuple[str, ...]:
