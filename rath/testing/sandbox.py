@@ -55,6 +55,8 @@ HOSTILE_PATHS = (
     "../outside.txt",
     "sub/../../outside.txt",
     "/etc/passwd",
+    "/proc/self/root/etc/passwd",
+    "to_proc/etc/passwd",
     "to_root/etc/passwd",
     "to_above/outside.txt",
     "to_passwd",
@@ -351,7 +353,7 @@ class SandboxConformance:
     def hostile(self, sandbox: BackendSandbox) -> None:
         self.run(
             sandbox,
-            "mkdir sub; ln -s / to_root; ln -s .. to_above; ln -s /etc/passwd to_passwd; "
+            "mkdir sub; ln -s / to_root; ln -s /proc/self/root to_proc; ln -s .. to_above; ln -s /etc/passwd to_passwd; "
             "ln -s ../outside.txt dangling_outside",
         )
 
@@ -366,6 +368,39 @@ class SandboxConformance:
         ):
             self.fail(sandbox.dispatch(call), "path_outside_workspace")
         assert self.run(sandbox, "test -e ../outside.txt").exit_code == 1
+
+    def test_a_swap_during_the_call_does_not_lead_out(self, sandbox: BackendSandbox) -> None:
+        outside = self.run(sandbox, "mktemp -d /tmp/outside-XXXXXX").stdout.decode().strip()
+        self.run(sandbox, f"echo secret > {outside}/file; mkdir dir; echo inside > dir/file; ln -s {outside} evil")
+        swap = "while [ ! -e stop ]; do mv -T dir aside; mv -T evil dir; mv -T dir evil; mv -T aside dir; done"
+        swapping = sandbox.stream().submit(BackendToolCommandRun(swap, timeout=30))
+        end = time.monotonic() + 1.0
+        seen = 0
+        while time.monotonic() < end:
+            read = sandbox.dispatch(BackendToolFilesRead("dir/file"))
+            assert not isinstance(read, FileContent) or read.data in ("inside\n", "tool"), read
+            sandbox.dispatch(BackendToolFilesWrite("dir/file", "tool"))
+            sandbox.dispatch(BackendToolFilesWrite("dir/made/below", "tool"))
+            listed = sandbox.dispatch(BackendToolFilesList("dir"))
+            assert not isinstance(listed, FileEntries) or {e.name for e in listed.entries} <= {"file", "made"} | {
+                e.name for e in listed.entries if e.name.startswith(".rath-")
+            }
+            seen += isinstance(read, FileContent)
+        self.write(sandbox, "stop", "")
+        swapping.result(30)
+        assert seen, "the race was never run"
+        assert self.run(sandbox, f"cat {outside}/file; ls {outside}").stdout == b"secret\nfile\n"
+        self.run(sandbox, f"rm -rf {outside}")
+
+    def test_a_write_to_a_hard_link_leaves_the_other_name_alone(self, sandbox: BackendSandbox) -> None:
+        self.run(sandbox, "mkdir a b; echo before > a/file; ln a/file b/file")
+        self.write(sandbox, "b/file", "after")
+        assert self.read(sandbox, "a/file") == b"before\n"
+
+    def test_links_in_a_circle_are_a_failure(self, sandbox: BackendSandbox) -> None:
+        self.run(sandbox, "ln -s b a; ln -s a b")
+        self.fail(sandbox.dispatch(BackendToolFilesRead("a")), "os_error")
+        self.fail(sandbox.dispatch(BackendToolFilesWrite("a/x", "")), "os_error")
 
     def test_links_inside_are_followed(self, sandbox: BackendSandbox) -> None:
         self.write(sandbox, "real/file", "x")
