@@ -34,6 +34,11 @@ class Gate:
         # Appending to a deque is atomic, so `reserve` needs no lock.
         self._line: deque[Reservation | asyncio.Future[None]] = deque()
 
+    @property
+    def running(self) -> int:
+        """How many calls are in."""
+        return self._running
+
     async def enter(self) -> None:
         """Go in as a call. Waits while a freeze is in, or in line before."""
         if not self._line:

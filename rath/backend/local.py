@@ -15,17 +15,19 @@ import asyncio
 import atexit
 import contextlib
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import ClassVar, TypeVar
 from weakref import WeakSet
 
 from rath.backend import local_files
+from rath.backend.answers import content, exit_status, output_so_far
 from rath.backend.closing import ending
+from rath.backend.code import command_for
 from rath.backend.host.diff import Baseline, compare
 from rath.backend.host.own import own_directory, remove_own, sweep_leftovers_once
 from rath.backend.host.paths import DIRECTORY, Confined, Refused
-from rath.backend.local_code import command_for
 from rath.backend.local_kill import ProcessGroups
 from rath.backend.local_process import Ended, run_process
 from rath.backend.local_start import Snapshot, copy_directory, enter_directory
@@ -296,7 +298,7 @@ async def _read(workspace: _Workspace, call: BackendToolFilesRead) -> ToolResult
         data = local_files.read_bytes(root, relative)
     else:
         data = await _in_thread(workspace, local_files.read_bytes, root, relative)
-    return local_files.decode(data, call.encoding, relative)
+    return content(data, call.encoding, relative)
 
 
 async def _run_command(workspace: _Workspace, call: BackendToolCommandRun) -> ToolResult:
@@ -306,7 +308,7 @@ async def _run_command(workspace: _Workspace, call: BackendToolCommandRun) -> To
     if isinstance(ended, ToolExecutionFailure):
         return ended
     return CommandResult(
-        exit_code=_exit_code(ended),
+        exit_code=exit_status(ended.exit_code),
         stdout=ended.stdout.value(),
         stderr=ended.stderr.value(),
         elapsed_ms=ended.elapsed_s * 1000.0,
@@ -317,7 +319,7 @@ async def _run_command(workspace: _Workspace, call: BackendToolCommandRun) -> To
 
 
 async def _run_code(workspace: _Workspace, call: BackendToolCodeRun) -> ToolResult:
-    command = command_for(call.language.strip().lower(), call.code)
+    command = command_for(call.language.strip().lower(), call.code, sys.executable or "python3")
     if command is None:
         return ToolExecutionFailure(
             "unsupported_tool", f"the local backend runs python and sh, not {call.language!r}. Use a command instead"
@@ -326,7 +328,7 @@ async def _run_code(workspace: _Workspace, call: BackendToolCodeRun) -> ToolResu
     ended = await _run(workspace, argv, stdin=stdin, timeout=call.timeout, extra_pipe=has_value)
     if isinstance(ended, ToolExecutionFailure):
         return ended
-    code, stderr = _exit_code(ended), ended.stderr.value()
+    code, stderr = exit_status(ended.exit_code), ended.stderr.value()
     error = None if code == 0 else decode_subprocess_output(stderr).strip() or f"exit code {code}"
     text = decode_subprocess_output(ended.extra.value()) if ended.extra.total else None
     return CodeResult(text, ended.stdout.value(), stderr, error)
@@ -369,16 +371,6 @@ async def _run(
         return ToolExecutionFailure(
             "timeout",
             f"timed out after {timeout_s:g} s; the command and everything it started were killed. The output so far is kept",
-            _output_so_far(ended),
+            output_so_far(ended.stdout.value(), ended.stderr.value()),
         )
     return ended
-
-
-def _exit_code(ended: Ended) -> int:
-    """128 + N for signal N, as shells and containers have it."""
-    return ended.exit_code if ended.exit_code >= 0 else 128 - ended.exit_code
-
-
-def _output_so_far(ended: Ended) -> str:
-    parts = [("stdout", ended.stdout), ("stderr", ended.stderr)]
-    return "\n".join(f"{name}:\n{decode_subprocess_output(output.value())}" for name, output in parts if output.total)

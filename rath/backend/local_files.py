@@ -8,12 +8,12 @@ import os
 import secrets
 import stat
 
-from rath.backend.calls import NEW_FILE_MODE, FileContent, FileEntries, FileEntry, FileWriteResult
+from rath.backend.answers import MAX_READ_BYTES, too_large
+from rath.backend.calls import NEW_FILE_MODE, FileEntries, FileEntry, FileWriteResult
 from rath.backend.host.paths import Confined, Refused
 
-__all__ = ["decode", "exists", "failure_kind", "file_size", "list_directory", "read_bytes", "write_file"]
+__all__ = ["exists", "failure_kind", "file_size", "list_directory", "read_bytes", "write_file"]
 
-MAX_READ_BYTES = 64 * 1024 * 1024
 # Without O_NONBLOCK, opening a FIFO that nobody writes to would never return.
 _READ = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY
 _EXISTS = getattr(os, "O_PATH", os.O_RDONLY | os.O_NONBLOCK)
@@ -43,7 +43,7 @@ def read_bytes(root: Confined, relative: str) -> bytes:
         with os.fdopen(fd, "rb", closefd=False) as file:
             data = file.read(MAX_READ_BYTES + 1)
     if len(data) > MAX_READ_BYTES:  # it grew, or is one of those whose size says nothing
-        raise _too_large(relative, "more")
+        raise too_large(relative, "more")
     return data
 
 
@@ -54,32 +54,8 @@ def _readable(fd: int, relative: str) -> os.stat_result:
     if not stat.S_ISREG(status.st_mode):
         raise Refused("not_a_file", f"{relative!r} is not a regular file")
     if status.st_size > MAX_READ_BYTES:
-        raise _too_large(relative, f"{status.st_size:,}")
+        raise too_large(relative, f"{status.st_size:,}")
     return status
-
-
-def _too_large(relative: str, size: str) -> Refused:
-    return Refused(
-        "file_too_large",
-        f"{relative!r} has {size} bytes; at most {MAX_READ_BYTES:,} are read at once. "
-        "Read a part with a command (head, tail, sed)",
-    )
-
-
-def decode(data: bytes, encoding: str | None, relative: str) -> FileContent:
-    """The answer to a read."""
-    if encoding is None:
-        return FileContent(data)
-    try:
-        return FileContent(data.decode(encoding))
-    except UnicodeDecodeError as error:
-        raise Refused(
-            "decode_error",
-            f"{relative!r} is not {encoding} text (byte {error.start}: {error.reason}). "
-            "Give its encoding, or read it with a command",
-        ) from None
-    except (LookupError, ValueError):
-        raise Refused("invalid_tool_arguments", f"{encoding!r} is not a text encoding that Python knows") from None
 
 
 def write_file(root: Confined, relative: str, data: bytes | str, mode: int) -> FileWriteResult:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from rath.backend.answers import composed
+
 __all__ = ["CappedOutput"]
 
 KEEP_BYTES = 1024 * 1024
@@ -38,29 +40,5 @@ class CappedOutput:
 
     def value(self) -> bytes:
         """All of it, or head, a line about what is missing, and tail; no character is cut in two."""
-        if not self.truncated:
-            return bytes(self._head + self._tail)
-        head = bytes(self._head[: _whole(self._head)])
-        tail = bytes(self._tail[-self._room :])
-        tail = tail[_continuation(tail) :]
-        missing = self.total - len(head) - len(tail)
-        return head + f"\n[... {missing:,} bytes are missing here ...]\n".encode() + tail
-
-
-def _whole(data: bytearray) -> int:
-    """The length of ``data`` without an unfinished UTF-8 character at its end."""
-    for back in range(1, min(4, len(data)) + 1):
-        byte = data[-back]
-        if byte & 0xC0 == 0x80:
-            continue
-        length = 4 if byte >= 0xF0 else 3 if byte >= 0xE0 else 2 if byte >= 0xC0 else 1
-        return len(data) - back if length > back else len(data)
-    return len(data)
-
-
-def _continuation(data: bytes) -> int:
-    """How many bytes at the start of ``data`` belong to a UTF-8 character that began before."""
-    count = 0
-    while count < min(3, len(data)) and data[count] & 0xC0 == 0x80:
-        count += 1
-    return count
+        tail = self._tail[-self._room :] if self.truncated else self._tail
+        return composed(self._head, tail, self.total)

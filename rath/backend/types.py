@@ -41,7 +41,7 @@ from rath.backend.gate import Gate, Reservation
 from rath.backend.spec import BackendSandboxSpec
 from rath.backend.stream import Stream
 from rath.core import ports
-from rath.errors import SandboxBroken, SandboxClosed, SandboxError, UnsupportedBackendTool, UsageTypeError
+from rath.errors import SandboxBroken, SandboxClosed, SandboxError, SandboxUnavailable, UnsupportedBackendTool, UsageTypeError
 
 __all__ = [
     "Backend",
@@ -376,6 +376,15 @@ class Backend(ABC):
     def _require(self, method: str, hook: str) -> None:
         if getattr(type(self), method) is getattr(Backend, method):
             raise UsageTypeError(f"{type(self).__name__} implements neither {hook} nor {method}: a backend has one of them")
+
+    async def _acheck(self) -> None:
+        """Find out whether a sandbox can be opened here and now, by trying what that takes.
+
+        Raises:
+            SandboxUnavailable: none can; the message says why not and what to do.
+        """
+        if not self.is_available():
+            raise SandboxUnavailable(f"backend {self.name!r} does not work on this machine; `rath doctor` says why")
 
     # -- optional hooks: branching and comparing workspaces -----------------------------------------------------------
 

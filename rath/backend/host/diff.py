@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import os
 import stat
 import threading
+from collections.abc import Sized
 from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
 from rath.backend.calls import WorkspaceDiff
 from rath.backend.host.own import own_directory, remove_own
 from rath.backend.host.paths import Confined, Refused
 from rath.backend.host.tree import copy_tree, open_file, read_link, vanished, walk
-from rath.errors import SandboxError
+from rath.errors import SandboxBroken, SandboxError
 
-__all__ = ["Baseline", "compare"]
+__all__ = ["Baseline", "Directory", "Listed", "Shown", "Side", "check_count", "compare", "git_mode", "ignored"]
 
 MAX_FILES = 5_000
 MAX_BYTES = 64 * 1024 * 1024
@@ -22,12 +25,12 @@ MAX_NOW_FILES = 100_000
 MAX_SHOWN_BYTES = 4 * 1024 * 1024
 # difflib takes time quadratic in the lines that differ: 10,000 of them a second or two.
 MAX_MATCHED_LINES = 10_000
-_IGNORED = frozenset({".git", "__pycache__", ".venv", "node_modules", ".pytest_cache"})
-_LINK_MODE = 0o120000
+IGNORED = frozenset({".git", "__pycache__", ".venv", "node_modules", ".pytest_cache"})
+LINK_MODE = 0o120000
 
 
 def _ignored(name: str, is_dir: bool) -> bool:
-    return name in _IGNORED or (not is_dir and name.endswith(".pyc"))
+    return name in IGNORED or (not is_dir and name.endswith(".pyc"))
 
 
 class Baseline:
@@ -91,7 +94,7 @@ class Baseline:
 
 
 @dataclass(frozen=True, slots=True)
-class _File:
+class Shown:
     """A file's or a link's content, with its mode as git writes it. ``None``: too large to show."""
 
     mode: int
@@ -111,103 +114,152 @@ class _File:
         return [line + "\n" for line in whole] + ([rest] if rest else [])
 
 
-def compare(baseline: Baseline, root: Confined) -> WorkspaceDiff:
-    """The changes from ``baseline`` to what ``root`` holds now. Blocks.
+class Listed(NamedTuple):
+    """A file or link of a workspace: its mode as git writes it, its size, and where it is known, its content's SHA-256."""
+
+    mode: int
+    size: int
+    digest: bytes | None = None
+
+
+class Side(Protocol):
+    """A workspace as a comparison sees it. Its methods may block."""
+
+    name: str
+
+    def files(self) -> dict[str, Listed]:
+        """Its files and links by path, without what does not count (see :func:`ignored`).
+
+        Raises:
+            SandboxError: they are more than ``MAX_NOW_FILES``, or cannot be read.
+        """
+
+    def load(self, path: str, listed: Listed) -> Shown | None:
+        """The content of one of them; ``None`` if it is gone meanwhile."""
+
+    def digest(self, path: str, listed: Listed) -> bytes:
+        """The SHA-256 of one of them."""
+
+
+class Directory:
+    """A directory of the host as a side. ``None`` is an empty one."""
+
+    def __init__(self, root: Confined | None) -> None:
+        self._root = root
+        self.name = "" if root is None else root.path
+
+    def files(self) -> dict[str, Listed]:
+        found: dict[str, Listed] = {}
+        for path, status in () if self._root is None else walk(self._root, _ignored):
+            if stat.S_ISREG(status.st_mode) or stat.S_ISLNK(status.st_mode):
+                found[path] = Listed(git_mode(status.st_mode), status.st_size)
+                check_count(found)
+        return found
+
+    def load(self, path: str, listed: Listed) -> Shown | None:
+        assert self._root is not None
+        try:
+            if listed.mode == LINK_MODE:
+                return Shown(LINK_MODE, read_link(self._root, path))
+            if listed.size > MAX_SHOWN_BYTES:
+                return Shown(listed.mode, None)
+            with open_file(self._root, path) as fd, os.fdopen(fd, "rb", closefd=False) as file:
+                data = file.read(MAX_SHOWN_BYTES + 1)
+            return Shown(listed.mode, data if len(data) <= MAX_SHOWN_BYTES else None)
+        except (OSError, Refused) as error:
+            if isinstance(error, Refused) or vanished(error):
+                return None
+            raise
+
+    def digest(self, path: str, listed: Listed) -> bytes:
+        assert self._root is not None
+        if listed.mode == LINK_MODE:
+            return hashlib.sha256(read_link(self._root, path)).digest()
+        with open_file(self._root, path) as fd, os.fdopen(fd, "rb", closefd=False) as file:
+            return hashlib.file_digest(file, "sha256").digest()
+
+
+def git_mode(mode: int) -> int:
+    """A mode as git writes it."""
+    return LINK_MODE if stat.S_ISLNK(mode) else 0o100755 if mode & stat.S_IXUSR else 0o100644
+
+
+def check_count(found: Sized) -> None:
+    """Raise ``SandboxError`` if a workspace holds more files than are compared."""
+    if len(found) > MAX_NOW_FILES:
+        raise SandboxError(f"it holds more than {MAX_NOW_FILES:,} files now")
+
+
+def ignored(path: str) -> bool:
+    """Whether what is at ``path``, a file or link, does not count: caches, version control, installed packages."""
+    *above, name = path.split("/")
+    return _ignored(name, False) or any(_ignored(part, True) for part in above)
+
+
+def compare(baseline: Baseline, now: Confined | Side) -> WorkspaceDiff:
+    """The changes from ``baseline`` to what ``now`` holds. Blocks.
 
     Raises:
         SandboxError: there is no baseline, or something cannot be read.
     """
+    side = Directory(now) if isinstance(now, Confined) else now
     try:
         if baseline.reason:
             raise SandboxError(baseline.reason)
-        return _compare(baseline, root)
+        root = None if baseline.path is None else Confined(baseline.path)
+        try:
+            return _compare(Directory(root), side)
+        finally:
+            if root is not None:
+                root.close()
+    except SandboxBroken:
+        raise
     except (OSError, SandboxError) as error:
-        raise SandboxError(f"cannot tell what changed in the workspace {root.path}: {error}") from error
+        raise SandboxError(f"cannot tell what changed in the workspace {side.name}: {error}") from error
 
 
-def _compare(baseline: Baseline, root: Confined) -> WorkspaceDiff:
-    before: dict[str, os.stat_result] = {}
-    old_root = None if baseline.path is None else Confined(baseline.path)
-    try:
-        if old_root is not None:
-            before = _files(old_root)
-        after = _files(root)
-        added: list[str] = []
-        removed: list[str] = []
-        modified: list[str] = []
-        binary: list[str] = []
-        text: list[str] = []
-        for path in sorted(before.keys() | after.keys()):
-            old = None if old_root is None or path not in before else _load(old_root, path, before[path])
-            new = None if path not in after else _load(root, path, after[path])
-            if old is not None and new is not None and _same(old_root, root, path, old, new, before, after):
-                continue
-            if old is None and new is None:
-                continue  # came and went while we looked
-            (added if old is None else removed if new is None else modified).append(path)
-            shown, is_text = _describe(path, old, new)
-            text.append(shown)
-            if not is_text:
-                binary.append(path)
-    finally:
-        if old_root is not None:
-            old_root.close()
+def _compare(before: Directory, after: Side) -> WorkspaceDiff:
+    was, now = before.files(), after.files()
+    added: list[str] = []
+    removed: list[str] = []
+    modified: list[str] = []
+    binary: list[str] = []
+    text: list[str] = []
+    for path in sorted(was.keys() | now.keys()):
+        if path in was and path in now and _known_same(before, path, was[path], now[path]):
+            continue
+        old = before.load(path, was[path]) if path in was else None
+        new = after.load(path, now[path]) if path in now else None
+        if old is None and new is None:
+            continue  # came and went while we looked
+        if old is not None and new is not None and _same(before, after, path, was[path], now[path], old, new):
+            continue
+        (added if old is None else removed if new is None else modified).append(path)
+        shown, is_text = _describe(path, old, new)
+        text.append(shown)
+        if not is_text:
+            binary.append(path)
     return WorkspaceDiff("".join(text), tuple(added), tuple(removed), tuple(modified), tuple(binary))
 
 
-def _files(root: Confined) -> dict[str, os.stat_result]:
-    found = {}
-    for path, status in walk(root, _ignored):
-        if stat.S_ISREG(status.st_mode) or stat.S_ISLNK(status.st_mode):
-            found[path] = status
-            if len(found) > MAX_NOW_FILES:
-                raise SandboxError(f"it holds more than {MAX_NOW_FILES:,} files now")
-    return found
+def _known_same(before: Directory, path: str, was: Listed, now: Listed) -> bool:
+    """Whether they are the same by what is known without looking at the content that is there now."""
+    if now.digest is None or was.mode != now.mode or was.size != now.size:
+        return False
+    return before.digest(path, was) == now.digest
 
 
-def _load(root: Confined, path: str, status: os.stat_result) -> _File | None:
-    try:
-        if stat.S_ISLNK(status.st_mode):
-            return _File(_LINK_MODE, read_link(root, path))
-        mode = 0o100755 if status.st_mode & stat.S_IXUSR else 0o100644
-        if status.st_size > MAX_SHOWN_BYTES:
-            return _File(mode, None)
-        with open_file(root, path) as fd, os.fdopen(fd, "rb", closefd=False) as file:
-            data = file.read(MAX_SHOWN_BYTES + 1)
-        return _File(mode, data if len(data) <= MAX_SHOWN_BYTES else None)
-    except (OSError, Refused) as error:
-        if isinstance(error, Refused) or vanished(error):
-            return None
-        raise
-
-
-def _same(
-    old_root: Confined | None,
-    root: Confined,
-    path: str,
-    old: _File,
-    new: _File,
-    before: dict[str, os.stat_result],
-    after: dict[str, os.stat_result],
-) -> bool:
+def _same(before: Directory, after: Side, path: str, was: Listed, now: Listed, old: Shown, new: Shown) -> bool:
     if old.mode != new.mode or (old.data is None) != (new.data is None):
         return False
     if old.data is not None:
         return old.data == new.data
-    if old_root is None or before[path].st_size != after[path].st_size:
-        return False
-    with open_file(old_root, path) as a, open_file(root, path) as b:
-        while True:
-            left, right = os.read(a, 1 << 20), os.read(b, 1 << 20)
-            if left != right:
-                return False
-            if not left:
-                return True
+    return was.size == now.size and before.digest(path, was) == after.digest(path, now)
 
 
-def _describe(path: str, old: _File | None, new: _File | None) -> tuple[str, bool]:
+def _describe(path: str, old: Shown | None, new: Shown | None) -> tuple[str, bool]:
     """The part of the diff about one file, and whether its content is text."""
-    if old is not None and new is not None and (old.mode == _LINK_MODE) != (new.mode == _LINK_MODE):
+    if old is not None and new is not None and (old.mode == LINK_MODE) != (new.mode == LINK_MODE):
         # A file that became a link: for git, one is deleted and another added.
         (gone, was_text), (come, is_text) = _describe(path, old, None), _describe(path, None, new)
         return gone + come, was_text and is_text

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from rath.backend.host.paths import Confined, Refused
 from rath.errors import SandboxError
 
-__all__ = ["Found", "check_space", "copy_tree", "walk"]
+__all__ = ["Found", "check_space", "copy_tree", "data_ranges", "open_file", "read_link", "vanished", "walk"]
 
 _READ = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW
 _COPY_BYTES = 1024 * 1024
@@ -182,7 +182,7 @@ def _copy_file(root: Confined, path: str, there: str, stop: Callable[[], bool]) 
             return
         target = os.open(there, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
-            for start, end in _data(source, status.st_size):
+            for start, end in data_ranges(source, status.st_size):
                 _copy_range(source, target, start, end, stop)
             os.ftruncate(target, min(status.st_size, os.fstat(source).st_size))  # a hole may be at the end
             os.fchmod(target, stat.S_IMODE(status.st_mode))
@@ -191,7 +191,7 @@ def _copy_file(root: Confined, path: str, there: str, stop: Callable[[], bool]) 
             os.close(target)
 
 
-def _data(fd: int, size: int) -> Iterator[tuple[int, int]]:
+def data_ranges(fd: int, size: int) -> Iterator[tuple[int, int]]:
     """Where a file holds data: ranges of bytes, between which are holes that read as zeros."""
     at = 0
     while at < size:
