@@ -1,0 +1,283 @@
+"""The Docker Engine, asked by the ``docker`` package: the one module that imports it.
+
+For what happens once a container; what happens once a call goes through the guest. Every request runs in a tool thread
+and has a time limit. Errors come out as rath's own.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import ssl
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+from weakref import WeakSet
+
+import docker
+
+from rath.backend.closing import ending
+from rath.backend.docker import where
+from rath.core import ports
+from rath.errors import SandboxError, SandboxUnavailable
+
+__all__ = ["DockerEngine", "EngineRefusal", "Image", "NotThere", "engine"]
+
+T = TypeVar("T")
+ANSWER_S = 60.0
+PULL_S = 600.0
+# Openings come in bursts, and each holds a connection while its container starts.
+CONNECTIONS = 64
+
+
+class EngineRefusal(SandboxError):
+    """The engine said no; the message is its own."""
+
+
+class NotThere(EngineRefusal):
+    """The engine knows no such container, image, network or volume."""
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """What matters of an image: its content's id, its own variables, and its name as it was asked for."""
+
+    id: str
+    name: str
+    variables: Mapping[str, str]
+
+
+class DockerEngine:
+    """The engine that the environment names."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._client: Any = None
+        self._info: dict[str, Any] | None = None
+
+    async def ask(self, purpose: str, request: Callable[[Any], T]) -> T:
+        """``request(client)`` in a tool thread, ``client`` being a ``docker.APIClient``.
+
+        Args:
+            purpose: what it is for, in words that go into errors: "start a container".
+
+        Raises:
+            SandboxUnavailable: no engine answers; the message says what to do.
+            NotThere: what it is about does not exist.
+            EngineRefusal: the engine refused it.
+        """
+        if ending():
+            return self.ask_blocking(purpose, request)
+        return await ports.engine().call(self.ask_blocking, purpose, request)
+
+    def ask_blocking(self, purpose: str, request: Callable[[Any], T]) -> T:
+        """:meth:`ask`, for callers on ordinary threads."""
+        try:
+            return request(self.client())
+        except docker.errors.NotFound as error:
+            raise NotThere(f"the Docker Engine could not {purpose}: {_said(error)}") from error
+        except docker.errors.APIError as error:
+            raise EngineRefusal(f"the Docker Engine could not {purpose}: {_said(error)}") from error
+        except (docker.errors.DockerException, OSError) as error:  # what requests and urllib3 raise are OSErrors
+            raise SandboxUnavailable(f"could not {purpose}: {where.remedy()} [{_short(error)}]") from error
+
+    def client(self) -> Any:
+        """The one client of this process, made when first asked for. Blocks."""
+        with self._lock:
+            if self._client is None:
+                self._client = _new_client(ANSWER_S)
+            return self._client
+
+    async def info(self) -> dict[str, Any]:
+        """What ``docker info`` shows, asked once."""
+        if self._info is None:
+            found: dict[str, Any] = await self.ask("describe itself", lambda client: client.info())
+            self._info = found
+        return self._info
+
+    async def is_rootless(self) -> bool:
+        """Whether the engine runs without root, or maps users: then the host's user ids are others in its containers."""
+        options = (await self.info()).get("SecurityOptions") or ()
+        return any(option.startswith(("name=rootless", "name=userns")) for option in options)
+
+    # -- images -------------------------------------------------------------------------------------------------------
+
+    async def image(self, name: str) -> Image:
+        """An image, pulled if it is missing.
+
+        Raises:
+            SandboxUnavailable: it is not there and cannot be pulled.
+        """
+        try:
+            found = await self.ask(f"look at image {name!r}", lambda client: client.inspect_image(name))
+        except NotThere:
+            await ports.engine().call(self._pull, name)
+            found = await self.ask(f"look at image {name!r}", lambda client: client.inspect_image(name))
+        env = (found.get("Config") or {}).get("Env") or ()
+        return Image(found["Id"], name, dict(one.split("=", 1) for one in env if "=" in one))
+
+    def _pull(self, name: str) -> None:
+        repository, tag = docker.utils.parse_repository_tag(name)
+        try:
+            client = _new_client(PULL_S)
+            try:
+                for step in client.pull(repository, tag=tag or "latest", stream=True, decode=True):
+                    if "error" in step:
+                        raise SandboxUnavailable(_no_image(name, str(step["error"])))
+            finally:
+                client.close()
+        except (docker.errors.DockerException, OSError) as error:
+            raise SandboxUnavailable(_no_image(name, _short(error))) from error
+
+    # -- containers -----------------------------------------------------------------------------------------------------
+
+    async def gone(self, container: str, timeout_s: float) -> bool:
+        """Wait until a container is removed; whether it is."""
+        try:
+            await self.ask(
+                "wait for a container's end", lambda client: client.wait(container, timeout=timeout_s, condition="removed")
+            )
+        except NotThere:
+            return True
+        except SandboxUnavailable:  # it took longer, or the engine is gone
+            return False
+        return True
+
+    # -- streams ------------------------------------------------------------------------------------------------------
+
+    async def attach(self, container: str) -> socket.socket:
+        """The container's stdin, stdout and stderr as one socket, non-blocking. Ask before it starts: else some is lost."""
+        params = {"stdin": 1, "stdout": 1, "stderr": 1, "stream": 1}
+        return await self.ask(
+            "attach to a container", lambda client: _own_socket(client.attach_socket(container, params=params))
+        )
+
+    async def exec_stream(self, container: str, command: list[str], *, user: str, env: list[str]) -> socket.socket:
+        """Start a command in a running container: its three streams as one socket, non-blocking."""
+
+        def begin(client: Any) -> socket.socket:
+            made = client.exec_create(container, command, stdin=True, stdout=True, stderr=True, user=user, environment=env)
+            return _own_socket(client.exec_start(made["Id"], socket=True))
+
+        return await self.ask("run a command", begin)
+
+
+    # -- a terminal, for the command line: on ordinary threads --------------------------------------------------------
+
+    def open_terminal(
+        self, container: str, command: list[str], *, user: str, env: dict[str, str], cwd: str
+    ) -> tuple[str, socket.socket]:
+        """Start a command with a terminal of its own in a running container: its name, and the terminal as a socket."""
+
+        def begin(client: Any) -> tuple[str, socket.socket]:
+            made = client.exec_create(container, command, stdin=True, tty=True, user=user, environment=env, workdir=cwd)
+            return made["Id"], _own_socket(client.exec_start(made["Id"], tty=True, socket=True))
+
+        return self.ask_blocking("open a shell", begin)
+
+    def resize_terminal(self, running: str, lines: int, columns: int) -> None:
+        """Tell a terminal its size."""
+        self.ask_blocking("resize a terminal", lambda client: client.exec_resize(running, height=lines, width=columns))
+
+    def terminal_exit(self, running: str) -> int | None:
+        """The exit code of a command that ended; ``None`` if the engine does not know it."""
+        found = self.ask_blocking("look at a shell", lambda client: client.exec_inspect(running)["ExitCode"])
+        return None if found is None else int(found)
+
+
+# -- the client -------------------------------------------------------------------------------------------------------
+
+
+def _new_client(timeout_s: float) -> Any:
+    settings = docker.utils.kwargs_from_env()
+    settings["base_url"] = where.endpoint()
+    return docker.APIClient(timeout=timeout_s, max_pool_size=CONNECTIONS, **settings)
+
+
+def _own_socket(borrowed: Any) -> socket.socket:
+    """A plain socket of our own from what docker-py hands out, which it closes when its response is collected."""
+    raw = getattr(borrowed, "_sock", borrowed)
+    if isinstance(raw, socket.socket) and not isinstance(raw, ssl.SSLSocket):
+        own = raw.dup()
+        response = getattr(borrowed, "_response", None)
+        if response is not None:
+            response.close()  # first: it flushes what it reads from
+        borrowed.close()
+    else:
+        own = _pumped(raw, borrowed)
+    own.setblocking(False)
+    _sockets.add(own)
+    return own
+
+
+def _pumped(remote: Any, keep: Any) -> socket.socket:
+    """One end of a socket pair for a stream that asyncio cannot take as it is: TLS, ssh."""
+    ours, theirs = socket.socketpair()
+    remote.settimeout(None)
+    threading.Thread(target=_pump, args=(remote, theirs, keep), name="rath-docker-stream", daemon=True).start()
+    return ours
+
+
+def _pump(remote: Any, near: socket.socket, _keep: Any) -> None:
+    # One thread for both directions: a TLS connection must not be read and written at once.
+    waiting = getattr(remote, "pending", lambda: 0)
+    try:
+        while True:
+            readable = [remote] if waiting() else select.select([remote, near], [], [])[0]
+            if near in readable:
+                data = near.recv(65536)
+                if not data:
+                    return
+                remote.sendall(data)
+            if remote in readable:
+                data = remote.recv(65536)
+                if not data:
+                    return
+                near.sendall(data)
+    except OSError:
+        return  # either end is gone: the other learns of it by the close
+    finally:
+        near.close()
+        remote.close()
+
+
+def _said(error: Any) -> str:
+    return str(error.explanation or error).strip()
+
+
+def _short(error: BaseException) -> str:
+    return str(error).strip()[:300] or type(error).__name__
+
+
+def _no_image(name: str, reason: str) -> str:
+    return (
+        f"the image {name!r} is not on this machine and could not be pulled ({reason}). Try `docker pull {name}`, build it, "
+        "or name another: BackendSandboxSpec(image=...) or RATH_SANDBOX_IMAGE"
+    )
+
+
+_engine = DockerEngine()
+_sockets: WeakSet[socket.socket] = WeakSet()
+
+
+def engine() -> DockerEngine:
+    """The process's adapter."""
+    return _engine
+
+
+def _reset_in_child() -> None:
+    """A forked child shares its parent's connections: it must not speak on them.
+
+    With a copy of a stream in a child, the container would not see its owner's death. The copies are closed behind asyncio's
+    back: its selector is shared with the parent, which would lose the stream too.
+    """
+    global _engine
+    _engine = DockerEngine()
+    for own in list(_sockets):
+        own.close()
+    _sockets.clear()
+
+
+os.register_at_fork(after_in_child=_reset_in_child)

@@ -1,0 +1,488 @@
+"""Exec mode: sandboxes of images that have ``sh`` but no Python for the guest. Slower, and with less to promise.
+
+Every call is an *exec* of the engine (50 to 80 ms, one after the other in a container), running one of the scripts of
+:mod:`rath.backend.docker.exec_scripts` as the unprivileged user. The main process is a shell that waits for the end of its
+input, so the container still dies with its owner. What does not hold here, and ``capabilities()`` says so:
+
+- a timeout or cancellation finds processes by a variable in their environment; one that cleared it lives until the close;
+- there are no copies of the workspace, no diff, no persistent interpreter, no verdict on running out of memory;
+- a path is looked up and then used: a command that swaps a link in between may redirect it, within the sandbox.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import posixpath
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from rath.backend.calls import (
+    NEW_FILE_MODE,
+    BackendTool,
+    BackendToolCodeRun,
+    BackendToolCommandRun,
+    BackendToolFilesExists,
+    BackendToolFilesList,
+    BackendToolFilesRead,
+    BackendToolFilesWrite,
+    CodeResult,
+    CommandResult,
+    FileContent,
+    FileEntries,
+    FileEntry,
+    FileWriteResult,
+    ToolExecutionFailure,
+    ToolResult,
+)
+from rath.backend.docker import exec_scripts as scripts
+from rath.backend.docker.carrier import STDERR, Demultiplexer, connect
+from rath.backend.docker.container import Identity
+from rath.backend.docker.engine import DockerEngine, EngineRefusal, NotThere
+from rath.errors import SandboxBroken, SandboxClosed, SandboxError, UnsupportedBackendTool
+
+__all__ = ["ExecContainer", "Refusal"]
+
+READ_BYTES = 64 << 20
+KEEP_BYTES = 1 << 20
+KILL_S = 1.7
+READY = b"ready"
+
+_REFUSALS = {
+    "missing": ("file_not_found", "there is no {path!r}"),
+    "outside": ("path_outside_workspace", "{path!r} leads out of the workspace"),
+    "directory": ("is_directory", "{path!r} is a directory"),
+    "not_directory": ("not_a_directory", "{path!r} is not a directory, or goes through something that is none"),
+    "special": ("not_a_file", "{path!r} is not a regular file"),
+    "large": ("file_too_large", f"{{path!r}} has more than {READ_BYTES:,} bytes: read a part (head, tail, sed)"),
+    "circle": ("os_error", "{path!r}: too many levels of symbolic links"),
+    "no_program": ("os_error", "the program cannot be started: it is not there, or not executable"),
+}
+
+
+class Refusal(Exception):
+    """A call that is answered with a :class:`ToolExecutionFailure`."""
+
+    def __init__(self, kind: str, message: str, detail: str | None = None) -> None:
+        super().__init__(message)
+        self.failure = ToolExecutionFailure(kind, message, detail)
+
+
+# -- streams ----------------------------------------------------------------------------------------------------------
+
+
+class _Kept:
+    """One stream of a script: the head and tail of what came before the mark, and how much that was."""
+
+    def __init__(self, mark: bytes, keep: int) -> None:
+        self._mark = mark
+        self._half = max(1, keep // 2)
+        self._held = b""
+        self._head = bytearray()
+        self._tail = bytearray()
+        self.total = 0
+        self.after: bytes | None = None
+
+    def feed(self, data: bytes) -> None:
+        if self.after is not None:
+            self.after = (self.after + data)[:64]
+            return
+        data = self._held + data
+        at = data.find(self._mark)
+        if at >= 0:
+            self._keep(data[:at])
+            self._held = b""
+            self.after = data[at + len(self._mark) :][:64]
+            return
+        # The mark may have begun in the last bytes.
+        cut = max(0, len(data) - len(self._mark))
+        self._held = data[cut:]
+        self._keep(data[:cut])
+
+    def end(self) -> None:
+        """No more comes: what was held back is output."""
+        self._keep(self._held)
+        self._held = b""
+
+    def _keep(self, data: bytes) -> None:
+        self.total += len(data)
+        room = self._half - len(self._head)
+        if room > 0:
+            self._head += data[:room]
+            data = data[room:]
+        self._tail += data
+        if len(self._tail) > 2 * self._half:
+            del self._tail[: -self._half]
+
+    @property
+    def truncated(self) -> bool:
+        return self.total > 2 * self._half
+
+    def value(self) -> bytes:
+        if not self.truncated:
+            return bytes(self._head + self._tail)
+        tail = self._tail[-self._half :]
+        missing = self.total - len(self._head) - len(tail)
+        return bytes(self._head) + f"\n[... {missing:,} bytes are missing here ...]\n".encode() + bytes(tail)
+
+
+class _Exec(asyncio.Protocol):
+    """The streams of one exec. ``ended`` is done when both marks came, or nothing comes any more."""
+
+    def __init__(self, nonce: str, keep: int) -> None:
+        mark = scripts.mark(nonce)
+        self.stdout, self.stderr = _Kept(mark + b"\036", keep), _Kept(mark + b" ", keep)
+        self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._pieces = Demultiplexer()
+        self.transport: asyncio.Transport | None = None
+
+    @property
+    def verdict(self) -> str | None:
+        """What the script ended with; ``None`` if it did not get there."""
+        after = self.stderr.after
+        return None if after is None or b"\036" not in after else after.partition(b"\036")[0].decode("ascii", "replace")
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        for kind, piece in self._pieces.feed(data):
+            (self.stderr if kind == STDERR else self.stdout).feed(piece)
+        if self.stdout.after is not None and self.verdict is not None:
+            self._end()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.stdout.end()
+        self.stderr.end()
+        self._end()
+
+    def _end(self) -> None:
+        if not self.ended.done():
+            self.ended.set_result(None)
+
+    def send(self, data: bytes | None) -> None:
+        if data is not None and self.transport is not None:
+            self.transport.write(data)
+
+    def close(self) -> None:
+        if self.transport is not None:
+            self.transport.abort()
+
+
+class _Main(asyncio.Protocol):
+    """The streams of the main process: when they end, so has the container."""
+
+    def __init__(self) -> None:
+        loop = asyncio.get_running_loop()
+        self.ready: asyncio.Future[None] = loop.create_future()
+        self.closed: asyncio.Future[None] = loop.create_future()
+        self.said = b""
+        self._pieces = Demultiplexer()
+        self.transport: asyncio.Transport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        for _kind, piece in self._pieces.feed(data):
+            self.said = (self.said + piece)[-4096:]
+        if READY in self.said and not self.ready.done():
+            self.ready.set_result(None)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        for waiting in (self.ready, self.closed):
+            if not waiting.done():
+                waiting.set_result(None)
+
+
+@dataclass(frozen=True, slots=True)
+class _Ran:
+    stdout: _Kept
+    stderr: _Kept
+    verdict: str
+    elapsed_s: float
+
+
+# -- the container ----------------------------------------------------------------------------------------------------
+
+
+class ExecContainer:
+    """A running container without a guest, and the calls that it can answer.
+
+    Args:
+        env: the variables of every command, the image's among them.
+        timeout_s: the time limit of calls that have none of their own.
+    """
+
+    def __init__(
+        self, engine: DockerEngine, id: str, who: Identity, env: Mapping[str, str], timeout_s: float | None
+    ) -> None:
+        self.id = id
+        self._engine = engine
+        self._user = f"{who.uid}:{who.gid}"
+        self._env = dict(env)
+        self._timeout_s = timeout_s
+        self._main: _Main | None = None
+        self._closing = False
+        self._answers: dict[type[BackendTool], Callable[..., Awaitable[ToolResult | bool]]] = {
+            BackendToolCommandRun: self._command,
+            BackendToolCodeRun: self._code,
+            BackendToolFilesRead: self._read,
+            BackendToolFilesWrite: self._write,
+            BackendToolFilesList: self._list,
+            BackendToolFilesExists: self._exists,
+        }
+
+    @staticmethod
+    def command(who: Identity, *, give: bool) -> list[str]:
+        """The main process of such a container. ``give``: whether it has to give the workspace to ``who``."""
+        return ["/bin/sh", "-c", scripts.MAIN, "sh", f"{who.uid}:{who.gid}" if give else ""]
+
+    async def begin(self, timeout_s: float) -> None:
+        """Attach, start, and wait until the main process is ready.
+
+        Raises:
+            SandboxError: it ended, or is not ready in time.
+        """
+        self._main = await connect(await self._engine.attach(self.id), _Main())
+        await self._engine.ask("start a container", lambda client: client.start(self.id))
+        async with asyncio.timeout(timeout_s):
+            await self._main.ready
+        if self._main.closed.done():
+            said = self._main.said.decode("utf-8", "replace").strip()
+            raise SandboxError(f"the container ended as soon as it was started: {said or 'it said nothing'}")
+
+    @property
+    def closed(self) -> asyncio.Future[None]:
+        """Done when the container has ended."""
+        assert self._main is not None
+        return self._main.closed
+
+    def end(self) -> None:
+        """End the container: the end of its main process's input is its end."""
+        self._closing = True
+        if self._main is not None and self._main.transport is not None:
+            self._main.transport.abort()
+
+    async def answer(self, call: BackendTool, backend: str) -> ToolResult | bool:
+        """Run a call.
+
+        Raises:
+            SandboxBroken: the container ended.
+            UnsupportedBackendTool: this kind of call is not known.
+        """
+        answer = self._answers.get(type(call))
+        if answer is None:
+            raise UnsupportedBackendTool(type(call), backend)
+        try:
+            return await answer(call)
+        except Refusal as refused:
+            return refused.failure
+
+    # -- calls --------------------------------------------------------------------------------------------------------
+
+    async def _command(self, call: BackendToolCommandRun) -> ToolResult:
+        argv = ["/bin/sh", "-c", call.cmd] if isinstance(call.cmd, str) else list(call.cmd)
+        if not argv:
+            raise Refusal("invalid_tool_arguments", "cmd is empty: give a command line, or a program and its arguments")
+        ran = await self._run(argv, env=call.env, cwd=call.cwd, stdin=call.stdin, timeout=call.timeout)
+        return CommandResult(
+            exit_code=int(ran.verdict),
+            stdout=ran.stdout.value(),
+            stderr=ran.stderr.value(),
+            elapsed_ms=ran.elapsed_s * 1000,
+            stdout_bytes=ran.stdout.total,
+            stderr_bytes=ran.stderr.total,
+            truncated=ran.stdout.truncated or ran.stderr.truncated,
+        )
+
+    async def _code(self, call: BackendToolCodeRun) -> ToolResult:
+        if call.language.strip().lower() not in ("sh", "shell"):
+            raise Refusal("unsupported_tool", f"this sandbox's image has no Python: it runs sh, not {call.language!r}")
+        ran = await self._run(["/bin/sh", "-c", call.code], timeout=call.timeout)
+        stderr = ran.stderr.value()
+        error = stderr.decode("utf-8", "replace").strip() or f"exit code {ran.verdict}"
+        return CodeResult(None, ran.stdout.value(), stderr, None if ran.verdict == "0" else error)
+
+    async def _run(
+        self,
+        argv: Sequence[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        stdin: bytes | str | None = None,
+        timeout: float | None = None,
+    ) -> _Ran:
+        timeout_s = self._timeout_s if timeout is None else timeout
+        if timeout_s is not None and not timeout_s > 0:
+            raise Refusal("invalid_tool_arguments", f"timeout={timeout_s!r}: a call needs more than 0 seconds")
+        given = stdin.encode() if isinstance(stdin, str) else stdin
+        arguments = [scripts.path_below(cwd or "."), b"" if given is None else str(len(given)).encode(), *map(_bytes, argv)]
+        variables = {**self._env, **(env or {})}
+        ran = await self._script(scripts.RUN, arguments, given, variables, timeout_s, KEEP_BYTES)
+        if not ran.verdict.isdigit():
+            raise self._refused(ran, cwd or ".")
+        return ran
+
+    async def _read(self, call: BackendToolFilesRead) -> ToolResult:
+        ran = await self._file(scripts.READ, call.path, str(READ_BYTES).encode(), keep=2 * READ_BYTES)
+        data = ran.stdout.value()
+        if call.encoding is None:
+            return FileContent(data)
+        try:
+            return FileContent(data.decode(call.encoding))
+        except UnicodeDecodeError as error:
+            raise Refusal(
+                "decode_error",
+                f"{call.path!r} is not {call.encoding} text (byte {error.start}: {error.reason}). "
+                "Give its encoding, or read it with a command",
+            ) from None
+        except (LookupError, ValueError):
+            raise Refusal("invalid_tool_arguments", f"{call.encoding!r} is not a text encoding that Python knows") from None
+
+    async def _write(self, call: BackendToolFilesWrite) -> ToolResult:
+        try:
+            data = call.data.encode() if isinstance(call.data, str) else bytes(call.data)
+        except UnicodeEncodeError:
+            raise Refusal("encode_error", "the text holds half of a surrogate pair, which UTF-8 cannot encode") from None
+        mode = b"" if call.mode == NEW_FILE_MODE else f"{call.mode & 0o777:o}".encode()
+        await self._file(scripts.WRITE, call.path, mode, str(len(data)).encode(), stdin=data)
+        return FileWriteResult(len(data))
+
+    async def _list(self, call: BackendToolFilesList) -> ToolResult:
+        ran = await self._file(scripts.LIST, call.path, keep=2 * READ_BYTES)
+        entries = []
+        for one in ran.stdout.value().split(b"\0")[:-1]:
+            name = one[1:].decode("utf-8", "surrogateescape")
+            entries.append(FileEntry(name, posixpath.normpath(posixpath.join(call.path, name)), one[:1] == b"d"))
+        return FileEntries(tuple(sorted(entries, key=lambda entry: entry.name)))
+
+    async def _exists(self, call: BackendToolFilesExists) -> ToolResult | bool:
+        try:
+            ran = await self._file(scripts.EXISTS, call.path, good=("0", "1"))
+        except Refusal as refused:
+            if refused.failure.kind in ("file_not_found", "not_a_directory"):
+                return False
+            raise
+        return ran.verdict == "0"
+
+    async def _file(
+        self,
+        text: str,
+        path: str,
+        *more: bytes,
+        stdin: bytes | None = None,
+        keep: int = KEEP_BYTES,
+        good: tuple[str, ...] = ("0",),
+    ) -> _Ran:
+        if not isinstance(path, str) or "\0" in path:
+            raise Refusal("invalid_tool_arguments", f"{path!r} is no path")
+        ran = await self._script(text, [scripts.path_below(path), *more], stdin, {"LC_ALL": "C"}, None, keep)
+        if ran.verdict not in good:
+            raise self._refused(ran, path)
+        return ran
+
+    def _refused(self, ran: _Ran, path: str) -> Refusal:
+        verdict = ran.verdict
+        lexical = posixpath.normpath(posixpath.join("/workspace", path))
+        if verdict == "missing" and lexical != "/workspace" and not lexical.startswith("/workspace/"):
+            verdict = "outside"
+        if verdict in _REFUSALS:
+            kind, message = _REFUSALS[verdict]
+            return Refusal(kind, message.format(path=path))
+        reason = ran.stderr.value().decode("utf-8", "replace").strip()
+        return Refusal("os_error", f"{reason or 'it failed'}: {path!r}")
+
+    # -- running a script ---------------------------------------------------------------------------------------------
+
+    async def _script(
+        self,
+        text: str,
+        arguments: Sequence[bytes],
+        stdin: bytes | None,
+        env: Mapping[str, str],
+        timeout_s: float | None,
+        keep: int,
+    ) -> _Ran:
+        if any(b"\0" in one for one in arguments):
+            raise Refusal("invalid_tool_arguments", "a NUL character cannot be passed to a program")
+        nonce = secrets.token_hex(8)
+        variables = [f"{name}={value}" for name, value in {**env, "RATH_CALL": nonce}.items()]
+        command = scripts.script(text, nonce, arguments)
+        begun = time.monotonic()
+        started = asyncio.ensure_future(self._start(command, nonce, variables, keep))
+        try:
+            exec_ = await asyncio.shield(started)
+        except asyncio.CancelledError:
+            # It may start all the same, and nobody would end it.
+            await asyncio.shield(self._end_unwanted(started, nonce))
+            raise
+        try:
+            exec_.send(stdin)
+            async with asyncio.timeout(timeout_s):
+                await asyncio.shield(exec_.ended)
+        except TimeoutError:
+            await self._kill(nonce)
+            await asyncio.wait([exec_.ended], timeout=KILL_S)
+            exec_.stdout.end()
+            raise Refusal(
+                "timeout",
+                f"timed out after {timeout_s:g} s; the command and what it started were killed. The output so far is kept",
+                exec_.stdout.value().decode("utf-8", "replace") + exec_.stderr.value().decode("utf-8", "replace"),
+            ) from None
+        except asyncio.CancelledError:
+            await asyncio.shield(self._kill(nonce))
+            raise
+        finally:
+            exec_.close()
+        if exec_.verdict is None:
+            await self._check_alive()
+        # Killed together with the script that would have told.
+        return _Ran(exec_.stdout, exec_.stderr, exec_.verdict or "137", time.monotonic() - begun)
+
+    async def _start(self, command: list[str], nonce: str, variables: list[str], keep: int) -> _Exec:
+        try:
+            sock = await self._engine.exec_stream(self.id, command, user=self._user, env=variables)
+        except (NotThere, EngineRefusal) as error:
+            await self._check_alive()
+            raise Refusal("os_error", f"the command could not be started: {error}") from None
+        return await connect(sock, _Exec(nonce, keep))
+
+    async def _check_alive(self) -> None:
+        """Raise if the container has ended: its streams end in the same moment, but not in order."""
+        await asyncio.wait([self.closed], timeout=0.5)
+        if self._closing:
+            raise SandboxClosed(f"sandbox {self.id[:12]} was closed while a call ran")
+        if self.closed.done():
+            raise SandboxBroken(f"sandbox {self.id[:12]} ended under a call, whose outcome is unknown")
+
+    async def _end_unwanted(self, started: asyncio.Future[_Exec], nonce: str) -> None:
+        try:
+            exec_ = await started
+        except (Refusal, SandboxError):
+            return
+        await self._kill(nonce)
+        exec_.close()
+
+    async def _kill(self, nonce: str) -> None:
+        """End what carries this nonce; if that cannot be done in time, end the container."""
+        try:
+            async with asyncio.timeout(KILL_S):
+                command = ["/bin/sh", "-c", scripts.KILL, "sh", nonce]
+                sock = await self._engine.exec_stream(self.id, command, user=self._user, env=["LC_ALL=C"])
+                killer = await connect(sock, _Exec(nonce, KEEP_BYTES))
+                await killer.ended
+        except (TimeoutError, SandboxError):
+            self.end()
+            raise SandboxBroken(
+                f"sandbox {self.id[:12]}: a command could not be ended in time, so the whole sandbox was ended"
+            ) from None
+
+
+def _bytes(argument: str) -> bytes:
+    if not isinstance(argument, str):
+        raise Refusal("invalid_tool_arguments", f"an argument of a command is a string, not {type(argument).__name__}")
+    return argument.encode("utf-8", "surrogateescape")

@@ -1,0 +1,56 @@
+"""The labels on everything that rath makes in the engine, and telling by them whether its owner still lives."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+
+from rath.backend.owner import Owner, alive, boot_id, machine_id
+
+__all__ = ["OWNER", "SANDBOX", "UID", "VOLUME", "judge", "labels"]
+
+OWNER = "rath.owner"
+SANDBOX = "rath.sandbox"
+UID = "rath.uid"
+VOLUME = "rath.volume"
+_BOOT, _MACHINE, _CREATED, _VERSION = "rath.boot", "rath.machine", "rath.created", "rath.version"
+
+
+def labels(owner: Owner, sandbox: str, uid: int | None = None) -> dict[str, str]:
+    """What to put on a container, network or volume of ``sandbox``, the sandbox's own id."""
+    found = {
+        OWNER: owner.id, SANDBOX: sandbox, _BOOT: boot_id(), _MACHINE: machine_id(),
+        _CREATED: str(int(time.time())), _VERSION: version("rath"),
+    }  # fmt: skip
+    if uid is not None:
+        found[UID] = str(uid)
+    return found
+
+
+def judge(found: Mapping[str, str]) -> tuple[bool | None, str]:
+    """Whether the owner of what carries these labels lives, and how that is known. ``None``: nobody here can tell.
+
+    Only an owner whose lock is here and free is dead, or one of this very machine before its last start.
+    """
+    owner = found.get(OWNER, "")
+    living = alive(owner)
+    if living is not None:
+        return living, f"its owner {owner} {'lives' if living else 'is dead: its lock is free'}"
+    same_machine = bool(machine_id()) and found.get(_MACHINE) == machine_id()
+    other_boot = found.get(_BOOT, "") not in ("", boot_id())
+    # A clone may call itself by the same name, hence the clock as well.
+    created = found.get(_CREATED, "")
+    if same_machine and other_boot and created.isdigit() and int(created) < _booted_at():
+        return False, "this machine was started anew since"
+    return None, f"its owner {owner or '(unnamed)'} is not of this machine, user and state directory: it cannot be asked"
+
+
+def _booted_at() -> float:
+    """When this machine started, in seconds since 1970; 0 if it does not say."""
+    try:
+        lines = Path("/proc/stat").read_text().splitlines()
+        return float(next(line.split()[1] for line in lines if line.startswith("btime ")))
+    except (OSError, StopIteration, ValueError):
+        return 0.0
