@@ -1,0 +1,1 @@
+"""The backend without an engine: namespaces made by bubblewrap."""
