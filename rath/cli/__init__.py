@@ -6,5 +6,5 @@ from rath.core.lazy import lazy_exports
 _here = __name__
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
-    {name: f"{_here}.{name}:" for name in ("demo", "docker_probe", "doctor", "run", "sessions")},
+    {name: f"{_here}.{name}:" for name in ("demo", "docker_probe", "doctor", "run", "sandbox", "sandbox_shell", "sessions")},
 )

@@ -14,6 +14,7 @@ import typer
 
 import rath
 from rath import cli
+from rath.backend import owner
 from rath.cli import signals
 from rath.cli.console import Trouble, err, log_to_stderr, out, prepare_streams, settle_streams
 from rath.core.redact import redact_text
@@ -33,6 +34,10 @@ sessions_app = typer.Typer(
     name="sessions", help="Session logs: what ran, and what was said.", no_args_is_help=True, rich_markup_mode=None
 )
 app.add_typer(sessions_app)
+sandbox_app = typer.Typer(
+    name="sandbox", help="Sandboxes: what is open, and what was left behind.", no_args_is_help=True, rich_markup_mode=None
+)
+app.add_typer(sandbox_app)
 
 _PIPE_BROKE = 141
 
@@ -71,7 +76,11 @@ def run(
     ] = Path("."),
     backend: Annotated[
         str | None,
-        typer.Option(help="Where tools run. `local` is this machine itself, without isolation.", show_default=False),
+        typer.Option(
+            help="Where tools run: docker, bwrap, auto (the first of these that works), or local: this machine itself, "
+            "without isolation.",
+            show_default=False,
+        ),
     ] = None,
     max_rounds: Annotated[int, typer.Option(min=1, help="Stop after so many rounds of tool calls.")] = 64,
     persist: Annotated[bool, typer.Option(help="Write a session log as the run goes.")] = True,
@@ -100,9 +109,10 @@ def demo(
         typer.Option(help="Put page, patch and project here (default: .openrath/demo/<time>).", show_default=False),
     ] = None,
     speed: Annotated[float, typer.Option(min=0.1, max=1000, help="How much faster the scripted models answer.")] = 1.0,
+    backend: Annotated[str, typer.Option(help="Where tools run: docker, bwrap, auto or local.")] = "local",
 ) -> int:
     """Watch three scripted agents fix a real failing test in overlapping branches. About five seconds."""
-    return int(cli.demo.run_demo(keep=keep, speed=speed, json=as_json))
+    return int(cli.demo.run_demo(keep=keep, speed=speed, json=as_json, backend=backend))
 
 
 @app.command()
@@ -128,6 +138,56 @@ def show_session(
 ) -> int:
     """One session: who it is, and its transcript."""
     return int(cli.sessions.show_log(session, as_json=as_json, full=full))
+
+
+def _sandbox_ids(incomplete: str) -> list[str]:
+    # Records only: at the tab key nobody waits for an engine.
+    try:
+        return [record.id for record in owner.sandboxes() if record.id.startswith(incomplete)]
+    except (RathError, OSError):
+        return []
+
+
+SandboxId = Annotated[
+    str,
+    typer.Argument(
+        metavar="ID",
+        help="A sandbox's id or its container's, or the beginning of one.",
+        show_default=False,
+        autocompletion=_sandbox_ids,
+    ),
+]
+
+
+@sandbox_app.command("ps")
+def list_sandboxes(as_json: JsonFlag = False) -> int:
+    """This user's open sandboxes, and whether their owners live."""
+    return int(cli.sandbox.list_sandboxes(as_json=as_json))
+
+
+@sandbox_app.command("reap")
+def reap_sandboxes(
+    dry_run: Annotated[bool, typer.Option("--dry-run", "-n", help="Only say what would be removed.")] = False,
+    as_json: JsonFlag = False,
+) -> int:
+    """Remove what dead processes left in the Docker Engine. What belongs to a living one, or to others, is kept."""
+    return int(cli.sandbox.reap(dry_run=dry_run, as_json=as_json))
+
+
+@sandbox_app.command("logs")
+def show_sandbox_calls(
+    sandbox: SandboxId,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the sandbox closes.")] = False,
+    last: Annotated[int, typer.Option("--last", "-n", min=0, help="At most so many; 0 for all.")] = 100,
+) -> int:
+    """The calls of an open sandbox: what was run in it, how it ended, how long it took."""
+    return int(cli.sandbox.show_calls(sandbox, follow=follow, last=last))
+
+
+@sandbox_app.command("shell")
+def open_sandbox_shell(sandbox: SandboxId) -> int:
+    """A shell in an open sandbox, as the user that its commands run as."""
+    return int(cli.sandbox_shell.open_shell(sandbox))
 
 
 # -- errors and exit codes --------------------------------------------------------------------------------------------

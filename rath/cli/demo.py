@@ -20,7 +20,8 @@ from rath.backend.types import BackendSandboxSpec, CommandResult
 from rath.cli import signals
 from rath.cli.console import Screen, Trouble, err, out, user_path
 from rath.cli.demo_agents import BRANCHES, OPENING, DemoAgent, copy_project, scripted
-from rath.cli.demo_story import HONEST, Branch, Story, TestRun, as_json, show, write_results
+from rath.cli.demo_story import Branch, Story, TestRun, as_json, honest, show, write_results
+from rath.cli.placing import check_backend
 from rath.cli.progress import RunWatch, cancel_all, follow, watch_live
 from rath.core.home import openrath_home
 from rath.display.text import count
@@ -40,13 +41,14 @@ _TESTS_S = 60.0
 _SUMMARY_LATENCY_S = 0.3
 
 
-def run_demo(*, keep: Path | None, speed: float, json: bool) -> int:
+def run_demo(*, keep: Path | None, speed: float, json: bool, backend: str = "local") -> int:
     """Run the demo; 0 only if the tests pass in the branch that won."""
+    check_backend(backend)
     screen = out()
     results = _results_directory(keep)
     try:
         with _workspace() as directory:
-            story = _play(screen, directory, speed, quiet=json)
+            story = _play(screen, directory, backend, speed, quiet=json)
             paths = write_results(story, results)
             if json:
                 screen.json(as_json(story, paths))
@@ -94,10 +96,10 @@ def _workspace() -> Iterator[Path]:
 # -- what happens -----------------------------------------------------------------------------------------------------
 
 
-def _play(screen: Screen, directory: Path, speed: float, *, quiet: bool) -> Story:
+def _play(screen: Screen, directory: Path, backend: str, speed: float, *, quiet: bool) -> Story:
     runs: list[Session] = []
     try:
-        return _acts(screen, directory, speed, runs, quiet=quiet)
+        return _acts(screen, directory, backend, speed, runs, quiet=quiet)
     except KeyboardInterrupt:
         cancel_all(runs, f"interrupted by {signals.reason()}")
         raise _Interrupted([log for run in runs if (log := session_file(run.id)).exists()]) from None
@@ -106,10 +108,10 @@ def _play(screen: Screen, directory: Path, speed: float, *, quiet: bool) -> Stor
         raise
 
 
-def _acts(screen: Screen, directory: Path, speed: float, runs: list[Session], *, quiet: bool) -> Story:
+def _acts(screen: Screen, directory: Path, backend: str, speed: float, runs: list[Session], *, quiet: bool) -> Story:
     say = _Narrator(screen, quiet)
-    say.title()
-    task = create_user_session(_TASK).to("local", spec=_spec(directory))
+    say.title(backend)
+    task = create_user_session(_TASK).to(backend, spec=_spec(directory, backend))
 
     say.act(1, "One agent reproduces the failure.")
     opening = _agent(OPENING, speed)(task)
@@ -156,17 +158,20 @@ def _acts(screen: Screen, directory: Path, speed: float, runs: list[Session], *,
         **{b.session.id: f"{b.agent.name}: {'pass' if b.tests.passed else 'fail'}" for b in branches},
     }
     nodes = collect([task, opening, *forks, *attempts, *merges, summariser, summary], labels=labels)
-    return Story(opening, opened, before, branches, winner, merged, summary, nodes)
+    return Story(backend, opening, opened, before, branches, winner, merged, summary, nodes)
 
 
 def _agent(agent: DemoAgent, speed: float) -> Agent:
     return Agent(agent.prompt, agent.provider(speed), coding_tools(), max_tool_rounds=12, persist=True)
 
 
-def _spec(directory: Path) -> BackendSandboxSpec:
+def _spec(directory: Path, backend: str) -> BackendSandboxSpec:
+    quiet = {"PYTHONDONTWRITEBYTECODE": "1"}
+    if backend != "local":
+        return BackendSandboxSpec(workspace=directory, env=quiet)
     # The Python that runs rath is there for sure; one on the PATH may not be, or be an old one.
     path = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)))
-    return BackendSandboxSpec(working_dir=str(directory), env={"PATH": path, "PYTHONDONTWRITEBYTECODE": "1"})
+    return BackendSandboxSpec(working_dir=str(directory), env={"PATH": path, **quiet})
 
 
 def _judged(agent: DemoAgent, session: Session, seen: RunWatch) -> Branch:
@@ -180,7 +185,7 @@ def _judged(agent: DemoAgent, session: Session, seen: RunWatch) -> Branch:
 
 def _run_tests(session: Session, touched: tuple[str, ...] = ()) -> TestRun:
     """Run the project's tests in the session's own sandbox: what an agent says of them counts for nothing."""
-    result = flow_tool_command_run(session, [sys.executable, "-B", "-m", "unittest"], timeout=_TESTS_S)
+    result = flow_tool_command_run(session, [_python(session), "-B", "-m", "unittest"], timeout=_TESTS_S)
     if not isinstance(result, CommandResult):
         raise Trouble(f"the tests could not be run: {result}", code=1)
     said = result.stderr.decode("utf-8", "replace")
@@ -188,6 +193,10 @@ def _run_tests(session: Session, touched: tuple[str, ...] = ()) -> TestRun:
     failed = re.search(r"^FAILED \((.*)\)$", said, re.MULTILINE)
     numbers = re.findall(r"(?:failures|errors)=(\d+)", failed[1]) if failed else []
     return TestRun(int(ran[1]) if ran else 0, sum(map(int, numbers)), result.exit_code, touched)
+
+
+def _python(session: Session) -> str:
+    return sys.executable if session.sandbox_backend == "local" else "python3"
 
 
 def _winner(branches: Sequence[Branch]) -> Branch | None:
@@ -213,10 +222,10 @@ class _Narrator:
         if not self._quiet:
             self._screen.line(*parts)
 
-    def title(self) -> None:
+    def title(self, backend: str) -> None:
         self._line(("rath demo", "bold"), ": three agents and a test that fails")
         if not self._quiet:
-            self._screen.prose((HONEST, "dim"))
+            self._screen.prose((honest(backend), "dim"))
 
     def act(self, number: int, text: str) -> None:
         self._line()

@@ -22,12 +22,18 @@ from rath.session.graph.lineage import LineageNode, total_usage
 from rath.session.persistence.paths import session_file
 from rath.session.session import Session
 
-__all__ = ["HONEST", "Branch", "Story", "TestRun", "as_json", "show", "write_results"]
+__all__ = ["Branch", "Story", "TestRun", "as_json", "honest", "show", "write_results"]
 
-HONEST = (
-    "The agents are scripted: what they say was written beforehand. Every tool call is real. It runs on this machine "
-    "itself, in `local`, which has no isolation: only `rath demo`, whose commands are known, chooses that for you."
+_HOST = (
+    "It runs on this machine itself, in `local`, which has no isolation: only `rath demo`, whose commands are known, "
+    "chooses that for you."
 )
+
+
+def honest(backend: str) -> str:
+    """What of the demo is real, and where that runs."""
+    where = _HOST if backend == "local" else f"It runs in sandboxes of the backend `{backend}`."
+    return f"The agents are scripted: what they say was written beforehand. Every tool call is real. {where}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +79,7 @@ class Branch:
 class Story:
     """Everything that happened, for the screen, the page and JSON alike."""
 
+    backend: str
     opening: Session
     opened: RunWatch
     before: TestRun
@@ -162,7 +169,7 @@ def _page(story: Story, marked: Sequence[UUID]) -> str:
     sections.append(_section(story.summary, "findings", None))
     return html_page(
         "rath demo: three agents and a test that fails",
-        intro=(HONEST.replace("`", ""),),
+        intro=(honest(story.backend).replace("`", ""),),
         facts=facts,
         nodes=story.nodes,
         marked=marked,
@@ -198,7 +205,7 @@ def as_json(story: Story, paths: dict[str, Path]) -> dict[str, Any]:
     return {
         "ok": story.winner is not None,
         "agents": "scripted",
-        "backend": "local",
+        "backend": story.backend,
         "before": {"ran": story.before.ran, "failed": story.before.failed},
         "branches": [
             {

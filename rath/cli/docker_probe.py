@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import threading
 
 import docker
 
+from rath.backend.docker import where
+from rath.backend.docker.backend import DEFAULT_IMAGE, IMAGE_VARIABLE
+
 __all__ = ["PATIENCE_S", "ping"]
 
 PATIENCE_S = 2.0
-_USUAL = "unix:///var/run/docker.sock"
 
 
 def ping() -> tuple[bool, str]:
@@ -24,8 +27,24 @@ def ping() -> tuple[bool, str]:
     return found[0] if found else (False, f"no answer within {PATIENCE_S:g} s")
 
 
+def _image(host: str, version: str) -> str:
+    """Whether the image that sandboxes have by default is there, as words to go on with."""
+    name = os.environ.get(IMAGE_VARIABLE) or DEFAULT_IMAGE
+    with contextlib.closing(_client(host, version)) as client:
+        try:
+            client.inspect_image(name)
+        except docker.errors.APIError:
+            return f"the first sandbox pulls the image {name}"
+    return f"the image {name} is there"
+
+
+def _client(host: str, version: str) -> docker.APIClient:
+    settings = {**docker.utils.kwargs_from_env(), "base_url": host}
+    return docker.APIClient(timeout=PATIENCE_S, version=version, **settings)
+
+
 def _ask() -> tuple[bool, str]:
-    host = os.environ.get("DOCKER_HOST") or _USUAL
+    host = where.endpoint()
     if host.startswith("unix://"):
         # Asked first, because the client's own error for a socket that is not there does not name it.
         try:
@@ -36,10 +55,8 @@ def _ask() -> tuple[bool, str]:
             return False, f"{host}: {error.strerror or error}"
     try:
         # With a version given, making a client asks nothing yet: one that fails while it is made leaks its socket.
-        client = docker.from_env(timeout=PATIENCE_S, version="1.44")
-        try:
-            return True, f"engine {client.api.version(api_version=False).get('Version', '?')}"
-        finally:
-            client.close()
+        with contextlib.closing(_client(host, "1.44")) as client:
+            said = client.version(api_version=False)
+        return True, f"engine {said.get('Version', '?')} at {host}; {_image(host, said['ApiVersion'])}"
     except Exception as error:  # docker, requests and urllib3 each raise their own
         return False, str(error) or type(error).__name__

@@ -15,11 +15,13 @@ from pathlib import Path
 
 import rath
 from rath import cli
+from rath.backend.bwrap import preflight
+from rath.backend.docker import where
 from rath.backend.host.paths import Confined
 from rath.cli.console import out
 from rath.core.home import DIRECTORY_NAME, openrath_home
 from rath.display.text import duration, one_line
-from rath.errors import RathError
+from rath.errors import RathError, SandboxUnavailable
 from rath.flow.agent import Agent
 from rath.llm.scripted import ScriptedClient
 from rath.session.primitives import create_user_session
@@ -69,7 +71,7 @@ def run_checks() -> list[Check]:
     """Look at everything, once. Takes up to about three seconds, most of them for a Docker engine that does not answer."""
     checks: list[Check] = []
     looks: tuple[Callable[[], list[Check]], ...] = (
-        _python, _packages, _data_directory, _local_sandbox, _confinement, _docker, _models,
+        _python, _packages, _data_directory, _local_sandbox, _confinement, _docker, _bwrap, _models,
     )  # fmt: skip
     for look in looks:
         try:
@@ -170,15 +172,24 @@ def _confinement() -> list[Check]:
 
 
 def _docker() -> list[Check]:
-    remedy = (
-        "not needed yet. To have it: install Docker Engine (docs.docker.com/engine/install), start it, let your user "
-        "talk to it (`docker version` must work), or set DOCKER_HOST"
-    )
     try:
         answered, what = cli.docker_probe.ping()
     except ImportError as error:
-        return [Check("Docker", "note", f"the package is missing: {error}", "pip install docker")]
-    return [Check("Docker", "ok", what)] if answered else [Check("Docker", "note", f"no engine: {what}", remedy)]
+        return [Check("docker", "note", f"the package is missing: {error}", "pip install docker")]
+    if answered:
+        return [Check("docker", "ok", what)]
+    return [Check("docker", "note", f"no engine: {what}", f"for sandboxes in containers: {where.remedy()}")]
+
+
+def _bwrap() -> list[Check]:
+    """The sandbox that needs no engine, really opened."""
+    began = time.monotonic()
+    try:
+        ready = preflight.check()
+    except SandboxUnavailable as error:
+        return [Check("bwrap", "note", "no sandboxes by bubblewrap", str(error))]
+    by = f"bubblewrap {ready.version} ({ready.bwrap}) with {ready.python.path}"
+    return [Check("bwrap", "ok", f"{by} opened a sandbox in {duration(time.monotonic() - began)}")]
 
 
 def _models() -> list[Check]:

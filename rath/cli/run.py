@@ -15,13 +15,14 @@ from rath.backend import registry
 from rath.backend.types import BackendSandboxSpec, WorkspaceDiff
 from rath.cli import signals
 from rath.cli.console import Screen, Trouble, err, out, own_command, user_path
+from rath.cli.placing import check_backend
 from rath.cli.progress import RunWatch, cancel_all, follow, watch_live
 from rath.core import events
 from rath.core.home import openrath_home
 from rath.core.redact import redact_text
 from rath.display.diff import diff_counts
 from rath.display.text import count, duration
-from rath.errors import BackendNotFound, RathError, UsageError
+from rath.errors import RathError, UsageError
 from rath.flow.agent import Agent
 from rath.flow.tool.edit import coding_tools
 from rath.llm.provider import Provider
@@ -69,11 +70,14 @@ class Result:
 
 def run_task(options: RunOptions) -> int:
     """Run the task, show it, say where everything is. The exit code: 0, 1 (failed), or that of an interruption."""
-    _check_backend(options.backend)
+    if options.backend is not None:
+        check_backend(options.backend)
     workspace = _workspace(options.workspace)
     backend = _chosen_backend(options)
     agent, model = _agent(options)
-    placed = create_user_session(options.task).to(backend, spec=BackendSandboxSpec(working_dir=str(workspace)))
+    placed = create_user_session(options.task).to(backend, spec=_spec(backend, workspace, options.branches))
+    if backend != "local" and options.branches == 1:
+        placed.require_sandbox()  # what cannot be opened is the user's to mend, and not for the model to read about
     screen = out()
     if not options.as_json:
         _announce(screen, options, backend, workspace, model)
@@ -122,7 +126,7 @@ def _chosen_backend(options: RunOptions) -> str:
         names = " or --backend ".join(registry.list_names())
         wanted.append(
             f"say where the agent's tools may run: --backend {names} "
-            "(`local` is this machine itself: commands run as you, without isolation)"
+            "(`auto` is docker, else bwrap; `local` is this machine itself: commands run as you, without isolation)"
         )
     if not options.model:
         try:
@@ -139,15 +143,11 @@ def _chosen_backend(options: RunOptions) -> str:
     return options.backend
 
 
-def _check_backend(name: str | None) -> None:
-    if name is None:
-        return
-    try:
-        registry.check_name(name)
-    except BackendNotFound as error:
-        raise Trouble(f"--backend: {error}") from error
-    if not registry.is_available(name):
-        raise Trouble(f"the backend {name!r} does not work on this machine: `rath doctor` says why", code=1)
+def _spec(backend: str, workspace: Path, branches: int) -> BackendSandboxSpec:
+    """One run works in the directory itself, whatever the backend; several have copies, which most backends open at once."""
+    if backend == "local":
+        return BackendSandboxSpec(working_dir=str(workspace))
+    return BackendSandboxSpec(workspace=workspace, workspace_mode="bind" if branches == 1 else "copy")
 
 
 def _workspace(path: Path) -> Path:

@@ -251,14 +251,27 @@ def test_the_doctor_finds_that_the_core_works_without_docker_or_keys(tmp_path: P
     assert ran.code == 0, ran.out + ran.err
     assert "rath works here" in ran.out
     assert "✓ a run" in ran.out
-    assert "· Docker" in ran.out
-    assert "not needed yet" in ran.out
+    assert "· docker" in ran.out
+    assert f"there is no Docker Engine at {tmp_path}/no-engine.sock" in ran.out
     assert "OPENAI_API_KEY is not set" in ran.out
     checks = {check["name"]: check for check in rath(tmp_path, "doctor", "--json").json["checks"]}
     assert checks["Python"]["level"] == "ok"
-    assert checks["Docker"]["level"] == "note"
+    assert checks["docker"]["level"] == "note"
     assert str(tmp_path / ".openrath") in checks["data"]["found"]
     assert not (tmp_path / ".openrath").exists()  # a doctor leaves nothing behind
+
+
+def test_the_doctor_opens_a_sandbox_by_bubblewrap_or_says_what_is_missing(tmp_path: Path) -> None:
+    fake = tmp_path / "bin"
+    fake.mkdir()
+    checks = {check["name"]: check for check in rath(tmp_path, "doctor", "--json", env={"PATH": str(fake)}).json["checks"]}
+    assert checks["bwrap"]["level"] == "note"
+    assert "apt install bubblewrap" in checks["bwrap"]["remedy"]
+    (fake / "bwrap").write_text("#!/bin/sh\nPATH=/usr/bin:/bin\ncase $1 in --version) echo bubblewrap 0.8.0;; *) echo 'no namespaces' >&2; exit 1;; esac\n")
+    (fake / "bwrap").chmod(0o755)
+    checks = {check["name"]: check for check in rath(tmp_path, "doctor", "--json", env={"PATH": str(fake)}).json["checks"]}
+    assert checks["bwrap"]["level"] == "note"
+    assert "bwrap does not work here" in checks["bwrap"]["remedy"]
 
 
 def test_the_doctor_never_shows_a_key(rath_here: RathHere, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -282,7 +295,7 @@ def test_an_engine_that_never_answers_costs_the_doctor_two_seconds(
         elapsed = time.monotonic() - began
     assert ran.code == 0
     assert elapsed < 5  # two for the engine; the rest on a busy machine
-    assert next(check for check in ran.json["checks"] if check["name"] == "Docker")["level"] == "note"
+    assert next(check for check in ran.json["checks"] if check["name"] == "docker")["level"] == "note"
 
 
 def test_the_doctor_says_how_to_mend_a_data_directory_that_cannot_be_written(
