@@ -13,7 +13,7 @@ from rath.errors import SandboxError
 
 __all__ = ["Extractor", "Limits"]
 
-_BELOW = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+_BELOW = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
