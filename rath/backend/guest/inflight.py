@@ -88,7 +88,7 @@ class Call:
         """
         kind, data = frame.kind, frame.payload
         if kind == Kind.GUEST_DATA:
-            if False:
+            if len(data) > self.window:
                 raise ProtocolError(f"{len(data):,} bytes for {self.op!r}, which had room for {self.window:,}")
             self.window -= len(data)
             if data:

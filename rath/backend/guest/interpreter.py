@@ -9,8 +9,8 @@ from importlib import resources
 from rath.backend.answers import exit_status
 from rath.backend.calls import BackendToolCodeRun, CodeResult, ToolExecutionFailure, ToolResult
 from rath.backend.guest.channel import Channel
-from rath.backend.guest.config import KEEP_BYTES
 from rath.backend.guest.commands import Ran, limit_of, ran, spawn_fields, timed_out, timeout_field
+from rath.backend.guest.config import KEEP_BYTES
 from rath.backend.guest.frames import ProtocolError, unpack
 from rath.backend.guest.inflight import Call
 from rath.backend.host.paths import Refused
