@@ -31,6 +31,7 @@ from rath.backend.host.paths import DIRECTORY, Confined, Refused
 from rath.backend.local_kill import ProcessGroups
 from rath.backend.local_process import Ended, run_process
 from rath.backend.local_start import Snapshot, copy_directory, enter_directory
+from rath.backend.local_transfer import copy_in, copy_out
 from rath.backend.spec import host_workspace, refuse_unsupported
 from rath.backend.types import (
     Backend,
@@ -255,6 +256,16 @@ class LocalBackend(Backend):
         workspace = _workspace(sandbox)
         _check_there(workspace)
         return await _in_thread(workspace, compare, workspace.baseline, workspace.root)
+
+    async def _aupload(self, sandbox: BackendSandbox, host_path: str, path: str) -> None:
+        workspace = _workspace(sandbox)
+        _check_there(workspace)
+        await _in_thread(workspace, copy_in, workspace.root, host_path, path)
+
+    async def _adownload(self, sandbox: BackendSandbox, path: str, host_path: str) -> None:
+        workspace = _workspace(sandbox)
+        _check_there(workspace)
+        await _in_thread(workspace, copy_out, workspace.root, path, host_path)
 
 
 def _workspace(sandbox: BackendSandbox) -> _Workspace:

@@ -18,6 +18,7 @@ import time
 from collections.abc import Coroutine, Iterator
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import pytest
@@ -44,7 +45,7 @@ from rath.backend.types import (
     ToolResult,
 )
 from rath.core import ports
-from rath.errors import SandboxClosed
+from rath.errors import SandboxClosed, SandboxError
 
 __all__ = ["SandboxConformance"]
 
@@ -85,6 +86,8 @@ class SandboxConformance:
     """Whether the backend can copy a workspace."""
     diffs: ClassVar[bool] = True
     """Whether the backend can tell what changed."""
+    transfers: ClassVar[bool] = True
+    """Whether the backend copies directories in and out."""
 
     def make_spec(self) -> BackendSandboxSpec:
         """The spec that sandboxes are opened with."""
@@ -414,6 +417,82 @@ class SandboxConformance:
         listed = sandbox.dispatch(BackendToolFilesList("."))
         assert isinstance(listed, FileEntries)
         assert {e.name: e.is_dir for e in listed.entries} == {"link": True, "real": True, "to_file": False}
+
+    # -- files of the host --------------------------------------------------------------------------------------------
+
+    def make_tree(self, top: Path) -> Path:
+        """A directory with something of everything."""
+        if not self.transfers:
+            pytest.skip("this backend says that it cannot")
+        (top / "deep" / "empty").mkdir(parents=True)
+        (top / "deep" / "text é\n.txt").write_text("one\ntwo\n")
+        (top / "blob").write_bytes(os.urandom(300_000) + bytes(100_000))
+        (top / "none").touch()
+        (top / "tool").write_text("#!/bin/sh\necho ran\n")
+        (top / "tool").chmod(0o755)
+        (top / "link").symlink_to("deep/text")
+        os.mkfifo(top / "pipe")
+        return top
+
+    def tree(self, top: Path) -> dict[str, object]:
+        """What is in a directory, for comparison."""
+        found: dict[str, object] = {}
+        for path in top.rglob("*"):
+            name = str(path.relative_to(top))
+            if path.is_symlink():
+                found[name] = os.readlink(path)
+            elif path.is_file():
+                found[name] = (path.read_bytes(), path.stat().st_mode & 0o777, int(path.stat().st_mtime))
+            elif path.is_dir():
+                found[name] = None
+        return found
+
+    def test_a_directory_goes_in_and_comes_out_the_same(self, sandbox: BackendSandbox, tmp_path: Path) -> None:
+        source = self.make_tree(tmp_path / "source")
+        on_engine(sandbox.upload(str(source), "in"))
+        assert self.run(sandbox, "./tool; cat deep/*.txt", cwd="in").stdout == b"ran\none\ntwo\n"
+        on_engine(sandbox.download("in", str(tmp_path / "out")))
+        assert self.tree(tmp_path / "out") == self.tree(source)
+        self.run(sandbox, "echo changed > in/none; rm in/blob")
+        on_engine(sandbox.upload(str(source), "in"))
+        (tmp_path / "again").mkdir()
+        on_engine(sandbox.download("in", str(tmp_path / "again")))
+        assert self.tree(tmp_path / "again") == self.tree(source)
+        with pytest.raises(SandboxError, match="not empty"):
+            on_engine(sandbox.download("in", str(tmp_path / "again")))
+
+    def test_a_file_goes_in_and_comes_out_the_same(self, sandbox: BackendSandbox, tmp_path: Path) -> None:
+        source = self.make_tree(tmp_path / "source")
+        on_engine(sandbox.upload(str(source / "tool"), "new/place/tool"))
+        assert self.run(sandbox, "new/place/tool").stdout == b"ran\n"
+        (tmp_path / "tool").write_text("before")
+        on_engine(sandbox.download("new/place/tool", str(tmp_path / "tool")))
+        assert (tmp_path / "tool").read_text() == "#!/bin/sh\necho ran\n"
+        assert (tmp_path / "tool").stat().st_mode & 0o777 == 0o755
+
+    def test_what_is_not_there_or_no_file_is_no_transfer(self, sandbox: BackendSandbox, tmp_path: Path) -> None:
+        source = self.make_tree(tmp_path / "source")
+        self.run(sandbox, "mkfifo pipe")
+        for path in ("missing", "pipe"):
+            with pytest.raises(SandboxError, match=path):
+                on_engine(sandbox.download(path, str(tmp_path / "out")))
+        for wrong in (tmp_path / "missing", source / "pipe"):
+            with pytest.raises(SandboxError, match=wrong.name):
+                on_engine(sandbox.upload(str(wrong), "in"))
+        assert not (tmp_path / "out").exists()
+        assert {entry.name for entry in tmp_path.iterdir()} == {"source"}
+
+    @pytest.mark.parametrize("path", HOSTILE_PATHS)
+    def test_no_transfer_leads_out(self, sandbox: BackendSandbox, tmp_path: Path, path: str) -> None:
+        source = self.make_tree(tmp_path / "source")
+        self.hostile(sandbox)
+        with pytest.raises(SandboxError):
+            on_engine(sandbox.download(path, str(tmp_path / "out")))
+        assert not (tmp_path / "out").exists()
+        for what in (source, source / "tool"):
+            with pytest.raises(SandboxError):
+                on_engine(sandbox.upload(str(what), f"{path}/below" if path != ".." else "../below"))
+        assert self.run(sandbox, "ls -d ../below ../outside.txt /below").exit_code != 0
 
     # -- holding ------------------------------------------------------------------------------------------------------
 

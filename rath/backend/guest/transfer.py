@@ -26,7 +26,7 @@ from rath.backend.host.paths import Confined, Refused
 from rath.core import ports
 from rath.errors import SandboxError
 
-__all__ = ["Limits", "download", "receive_archive", "send_archive", "upload"]
+__all__ = ["DirectoryTarget", "FileTarget", "Limits", "Target", "download", "receive_archive", "send_archive", "telling", "upload"]
 
 _UNLIMITED_BYTES = 1 << 62
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
@@ -46,7 +46,7 @@ async def upload(channel: Channel, host_path: str, path: str) -> None:
     Raises:
         SandboxError: it cannot be read, or not be written inside.
     """
-    with _telling(f"{host_path} cannot be copied to {path!r} in the sandbox"):
+    with telling(f"{host_path} cannot be copied to {path!r} in the sandbox"):
         source = await ports.engine().call(_open_source, host_path)
         async with contextlib.aclosing(source):
             if source.size_bytes is None:
@@ -62,7 +62,7 @@ async def send_archive(channel: Channel, archive_path: str, path: str) -> None:
     Raises:
         SandboxError: it cannot be read, or not be written inside.
     """
-    with _telling("the files of the snapshot cannot be put into the sandbox"):
+    with telling("the files of the snapshot cannot be put into the sandbox"):
         source = await ports.engine().call(_open_source, archive_path)
         async with contextlib.aclosing(source):
             await channel.ask(_ignore, "import", raw_path(path), source=source.chunks(), slow=True)
@@ -127,17 +127,17 @@ async def download(channel: Channel, path: str, host_path: str, limits: Limits |
         SandboxBroken: what came is not what any honest guest sends.
     """
     limits = limits or Limits()
-    with _telling(f"{path!r} of the sandbox cannot be copied to {host_path}"):
+    with telling(f"{path!r} of the sandbox cannot be copied to {host_path}"):
         kind, mode, mtime_ns = await channel.ask(_shape, "stat", raw_path(path))
         if kind != b"d":
-            target: _Target = _FileTarget(host_path, mode if kind == b"f" else 0o644, mtime_ns, limits)
+            target: Target = FileTarget(host_path, mode if kind == b"f" else 0o644, mtime_ns, limits)
             try:
                 await _receive(channel, target, "read", raw_path(path), b"0", b"")
                 return
             except Refused as refused:
                 if refused.kind != "is_directory":
                     raise
-        target = _DirectoryTarget(host_path, mode if kind == b"d" else 0o755, limits)
+        target = DirectoryTarget(host_path, mode if kind == b"d" else 0o755, limits)
         await _receive(channel, target, "export", raw_path(path), b"")
 
 
@@ -149,17 +149,17 @@ async def receive_archive(channel: Channel, path: str, archive_path: str) -> Non
     Raises:
         SandboxError: it cannot be read, or the host has no room for it.
     """
-    with _telling("the files of the sandbox cannot be kept as a snapshot"):
+    with telling("the files of the sandbox cannot be kept as a snapshot"):
         await channel.ask(_ignore, "hold")
         try:
-            target = _FileTarget(archive_path, 0o600, None, Limits())
+            target = FileTarget(archive_path, 0o600, None, Limits())
             await _receive(channel, target, "export", raw_path(path), b"")
         finally:
             if channel.is_open:
                 await asyncio.shield(channel.ask(_ignore, "release"))
 
 
-async def _receive(channel: Channel, target: _Target, op: str, *fields: bytes) -> None:
+async def _receive(channel: Channel, target: Target, op: str, *fields: bytes) -> None:
     engine = ports.engine()
     try:
         await engine.call(target.begin)
@@ -174,7 +174,7 @@ async def _receive(channel: Channel, target: _Target, op: str, *fields: bytes) -
         raise
 
 
-class _Target(Protocol):
+class Target(Protocol):
     """Something on the host that is made beside its place. All of it blocks, and may come from different threads."""
 
     def begin(self) -> None: ...
@@ -212,7 +212,9 @@ class _Beside:
         self._close()
 
 
-class _FileTarget(_Beside):
+class FileTarget(_Beside):
+    """A file that takes the place of one at ``path``."""
+
     def __init__(self, path: str, mode: int, mtime_ns: int | None, limits: Limits) -> None:
         super().__init__(path)
         self._mode = mode & 0o777
@@ -245,7 +247,9 @@ class _FileTarget(_Beside):
             self._close()
 
 
-class _DirectoryTarget(_Beside):
+class DirectoryTarget(_Beside):
+    """A directory at ``path``, where there is none or an empty one, from an archive. Nothing is written anywhere else."""
+
     def __init__(self, path: str, mode: int, limits: Limits) -> None:
         super().__init__(path)
         self._mode = mode & 0o777 | 0o700
@@ -302,7 +306,7 @@ def _ignore(_reply: Reply) -> None:
 
 
 @contextlib.contextmanager
-def _telling(what: str) -> Iterator[None]:
+def telling(what: str) -> Iterator[None]:
     """A block whose failures become ``SandboxError``, which say ``what`` failed."""
     try:
         yield

@@ -36,6 +36,7 @@ class TestDockerOnADevelopersImage(SandboxConformance):
 class TestExecMode(SandboxConformance):
     backend_name = "docker"
     copies = False
+    transfers = False
     diffs = False
 
     def make_spec(self) -> BackendSandboxSpec:
