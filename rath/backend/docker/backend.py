@@ -123,8 +123,8 @@ class DockerBackend(ParkingBackend):
 
     async def _launch(self, spec: BackendSandboxSpec, start: Start) -> GuestSandbox:
         # A copy of a workspace that is bound has one of its own.
-        own = {"workspace": None, "working_dir": None, "workspace_mode": "copy"}
-        place_spec = replace(spec, **own) if start.kind == "snapshot" else spec  # type: ignore[arg-type]
+        own = replace(spec, workspace=None, working_dir=None, workspace_mode="copy")
+        place_spec = own if start.kind == "snapshot" else spec
         # Frozen files belong to whom they belonged to, and giving them to somebody else would be a copy.
         if isinstance(start.kept, FrozenWorkspace):
             who, image = start.kept.identity, start.kept.image
@@ -242,7 +242,7 @@ class DockerBackend(ParkingBackend):
 
 async def _kill(made: Launched) -> None:
     """End a container whose guest cannot be believed: it may not go by itself."""
-    await made.engine.ask("kill a container", lambda client: client.remove_container(made.container, force=True, v=True))
+    await made.engine.remove(made.container)
 
 
 async def _sweep_quietly() -> None:

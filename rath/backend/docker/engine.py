@@ -6,11 +6,13 @@ and has a time limit. Errors come out as rath's own.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -23,11 +25,14 @@ from rath.backend.docker import where
 from rath.core import ports
 from rath.errors import SandboxError, SandboxUnavailable
 
-__all__ = ["DockerEngine", "EngineRefusal", "Image", "NotThere", "engine"]
+__all__ = ["GOING", "DockerEngine", "EngineRefusal", "Image", "NotThere", "engine"]
 
 T = TypeVar("T")
 ANSWER_S = 60.0
 PULL_S = 600.0
+REMEMBER_S = 1.0
+GOING = "already in progress"
+"""What the engine says when somebody else removes the same thing just now."""
 # Openings come in bursts, and each holds a connection while its container starts.
 CONNECTIONS = 64
 
@@ -56,6 +61,7 @@ class DockerEngine:
         self._lock = threading.Lock()
         self._client: Any = None
         self._info: dict[str, Any] | None = None
+        self._images: dict[str, tuple[float, Image]] = {}
 
     async def ask(self, purpose: str, request: Callable[[Any], T]) -> T:
         """``request(client)`` in a tool thread, ``client`` being a ``docker.APIClient``.
@@ -74,6 +80,8 @@ class DockerEngine:
 
     def ask_blocking(self, purpose: str, request: Callable[[Any], T]) -> T:
         """:meth:`ask`, for callers on ordinary threads."""
+        if not where.answers():  # 20 µs; docker-py leaks the socket that it cannot connect
+            raise SandboxUnavailable(f"could not {purpose}: {where.remedy()}")
         try:
             return request(self.client())
         except docker.errors.NotFound as error:
@@ -105,18 +113,23 @@ class DockerEngine:
     # -- images -------------------------------------------------------------------------------------------------------
 
     async def image(self, name: str) -> Image:
-        """An image, pulled if it is missing.
+        """An image, pulled if it is missing. A name that is given to another image is noticed within a second.
 
         Raises:
             SandboxUnavailable: it is not there and cannot be pulled.
         """
+        known = self._images.get(name)
+        if known is not None and time.monotonic() - known[0] < REMEMBER_S:
+            return known[1]
         try:
             found = await self.ask(f"look at image {name!r}", lambda client: client.inspect_image(name))
         except NotThere:
             await ports.engine().call(self._pull, name)
             found = await self.ask(f"look at image {name!r}", lambda client: client.inspect_image(name))
         env = (found.get("Config") or {}).get("Env") or ()
-        return Image(found["Id"], name, dict(one.split("=", 1) for one in env if "=" in one))
+        image = Image(found["Id"], name, dict(one.split("=", 1) for one in env if "=" in one))
+        self._images[name] = time.monotonic(), image
+        return image
 
     def _pull(self, name: str) -> None:
         repository, tag = docker.utils.parse_repository_tag(name)
@@ -132,6 +145,20 @@ class DockerEngine:
             raise SandboxUnavailable(_no_image(name, _short(error))) from error
 
     # -- containers -----------------------------------------------------------------------------------------------------
+
+    async def remove(self, container: str) -> None:
+        """Have a container removed with its volume, whatever runs in it. Of one that is gone, or going: nothing.
+
+        Raises:
+            EngineRefusal: it cannot be removed.
+        """
+        try:
+            await self.ask("remove a container", lambda client: client.remove_container(container, force=True, v=True))
+        except NotThere:
+            return
+        except EngineRefusal as error:
+            if GOING not in str(error):
+                raise
 
     async def gone(self, container: str, timeout_s: float) -> bool:
         """Wait until a container is removed; whether it is."""
@@ -191,9 +218,14 @@ class DockerEngine:
 
 
 def _new_client(timeout_s: float) -> Any:
-    settings = docker.utils.kwargs_from_env()
-    settings["base_url"] = where.endpoint()
-    return docker.APIClient(timeout=timeout_s, max_pool_size=CONNECTIONS, **settings)
+    settings = {**docker.utils.kwargs_from_env(), "base_url": where.endpoint(), "timeout": timeout_s}
+    # With a version given, making a client asks nothing yet: one that fails while it is made leaks its socket.
+    asking = docker.APIClient(version="1.41", **settings)
+    try:
+        version = asking.version(api_version=False)["ApiVersion"]
+    finally:
+        asking.close()
+    return docker.APIClient(version=version, max_pool_size=CONNECTIONS, **settings)
 
 
 def _own_socket(borrowed: Any) -> socket.socket:
@@ -240,6 +272,9 @@ def _pump(remote: Any, near: socket.socket, _keep: Any) -> None:
         return  # either end is gone: the other learns of it by the close
     finally:
         near.close()
+        # A close alone does nothing while docker-py's response still refers to the connection.
+        with contextlib.suppress(OSError):
+            remote.shutdown(socket.SHUT_RDWR)
         remote.close()
 
 

@@ -37,9 +37,10 @@ from rath.backend.calls import (
     ToolResult,
 )
 from rath.backend.docker import exec_scripts as scripts
-from rath.backend.docker.carrier import STDERR, Demultiplexer, connect
+from rath.backend.docker.carrier import connect
 from rath.backend.docker.container import Identity
 from rath.backend.docker.engine import DockerEngine, EngineRefusal, NotThere
+from rath.backend.docker.exec_streams import ExecStreams, Kept, MainStreams
 from rath.errors import SandboxBroken, SandboxClosed, SandboxError, UnsupportedBackendTool
 
 __all__ = ["ExecContainer", "Refusal"]
@@ -47,7 +48,6 @@ __all__ = ["ExecContainer", "Refusal"]
 READ_BYTES = 64 << 20
 KEEP_BYTES = 1 << 20
 KILL_S = 1.7
-READY = b"ready"
 
 _REFUSALS = {
     "missing": ("file_not_found", "there is no {path!r}"),
@@ -69,139 +69,10 @@ class Refusal(Exception):
         self.failure = ToolExecutionFailure(kind, message, detail)
 
 
-# -- streams ----------------------------------------------------------------------------------------------------------
-
-
-class _Kept:
-    """One stream of a script: the head and tail of what came before the mark, and how much that was."""
-
-    def __init__(self, mark: bytes, keep: int) -> None:
-        self._mark = mark
-        self._half = max(1, keep // 2)
-        self._held = b""
-        self._head = bytearray()
-        self._tail = bytearray()
-        self.total = 0
-        self.after: bytes | None = None
-
-    def feed(self, data: bytes) -> None:
-        if self.after is not None:
-            self.after = (self.after + data)[:64]
-            return
-        data = self._held + data
-        at = data.find(self._mark)
-        if at >= 0:
-            self._keep(data[:at])
-            self._held = b""
-            self.after = data[at + len(self._mark) :][:64]
-            return
-        # The mark may have begun in the last bytes.
-        cut = max(0, len(data) - len(self._mark))
-        self._held = data[cut:]
-        self._keep(data[:cut])
-
-    def end(self) -> None:
-        """No more comes: what was held back is output."""
-        self._keep(self._held)
-        self._held = b""
-
-    def _keep(self, data: bytes) -> None:
-        self.total += len(data)
-        room = self._half - len(self._head)
-        if room > 0:
-            self._head += data[:room]
-            data = data[room:]
-        self._tail += data
-        if len(self._tail) > 2 * self._half:
-            del self._tail[: -self._half]
-
-    @property
-    def truncated(self) -> bool:
-        return self.total > 2 * self._half
-
-    def value(self) -> bytes:
-        if not self.truncated:
-            return bytes(self._head + self._tail)
-        tail = self._tail[-self._half :]
-        missing = self.total - len(self._head) - len(tail)
-        return bytes(self._head) + f"\n[... {missing:,} bytes are missing here ...]\n".encode() + bytes(tail)
-
-
-class _Exec(asyncio.Protocol):
-    """The streams of one exec. ``ended`` is done when both marks came, or nothing comes any more."""
-
-    def __init__(self, nonce: str, keep: int) -> None:
-        mark = scripts.mark(nonce)
-        self.stdout, self.stderr = _Kept(mark + b"\036", keep), _Kept(mark + b" ", keep)
-        self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._pieces = Demultiplexer()
-        self.transport: asyncio.Transport | None = None
-
-    @property
-    def verdict(self) -> str | None:
-        """What the script ended with; ``None`` if it did not get there."""
-        after = self.stderr.after
-        return None if after is None or b"\036" not in after else after.partition(b"\036")[0].decode("ascii", "replace")
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
-
-    def data_received(self, data: bytes) -> None:
-        for kind, piece in self._pieces.feed(data):
-            (self.stderr if kind == STDERR else self.stdout).feed(piece)
-        if self.stdout.after is not None and self.verdict is not None:
-            self._end()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self.stdout.end()
-        self.stderr.end()
-        self._end()
-
-    def _end(self) -> None:
-        if not self.ended.done():
-            self.ended.set_result(None)
-
-    def send(self, data: bytes | None) -> None:
-        if data is not None and self.transport is not None:
-            self.transport.write(data)
-
-    def close(self) -> None:
-        if self.transport is not None:
-            self.transport.abort()
-
-
-class _Main(asyncio.Protocol):
-    """The streams of the main process: when they end, so has the container."""
-
-    def __init__(self) -> None:
-        loop = asyncio.get_running_loop()
-        self.ready: asyncio.Future[None] = loop.create_future()
-        self.closed: asyncio.Future[None] = loop.create_future()
-        self.said = b""
-        self._pieces = Demultiplexer()
-        self.transport: asyncio.Transport | None = None
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
-
-    def data_received(self, data: bytes) -> None:
-        for _kind, piece in self._pieces.feed(data):
-            self.said = (self.said + piece)[-4096:]
-        if READY in self.said and not self.ready.done():
-            self.ready.set_result(None)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        for waiting in (self.ready, self.closed):
-            if not waiting.done():
-                waiting.set_result(None)
-
-
 @dataclass(frozen=True, slots=True)
 class _Ran:
-    stdout: _Kept
-    stderr: _Kept
+    stdout: Kept
+    stderr: Kept
     verdict: str
     elapsed_s: float
 
@@ -225,7 +96,7 @@ class ExecContainer:
         self._user = f"{who.uid}:{who.gid}"
         self._env = dict(env)
         self._timeout_s = timeout_s
-        self._main: _Main | None = None
+        self._main: MainStreams | None = None
         self._closing = False
         self._answers: dict[type[BackendTool], Callable[..., Awaitable[ToolResult | bool]]] = {
             BackendToolCommandRun: self._command,
@@ -247,7 +118,7 @@ class ExecContainer:
         Raises:
             SandboxError: it ended, or is not ready in time.
         """
-        self._main = await connect(await self._engine.attach(self.id), _Main())
+        self._main = await connect(await self._engine.attach(self.id), MainStreams())
         await self._engine.ask("start a container", lambda client: client.start(self.id))
         async with asyncio.timeout(timeout_s):
             await self._main.ready
@@ -443,13 +314,13 @@ class ExecContainer:
         # Killed together with the script that would have told.
         return _Ran(exec_.stdout, exec_.stderr, exec_.verdict or "137", time.monotonic() - begun)
 
-    async def _start(self, command: list[str], nonce: str, variables: list[str], keep: int) -> _Exec:
+    async def _start(self, command: list[str], nonce: str, variables: list[str], keep: int) -> ExecStreams:
         try:
             sock = await self._engine.exec_stream(self.id, command, user=self._user, env=variables)
         except (NotThere, EngineRefusal) as error:
             await self._check_alive()
             raise Refusal("os_error", f"the command could not be started: {error}") from None
-        return await connect(sock, _Exec(nonce, keep))
+        return await connect(sock, ExecStreams(nonce, keep))
 
     async def _check_alive(self) -> None:
         """Raise if the container has ended: its streams end in the same moment, but not in order."""
@@ -459,7 +330,7 @@ class ExecContainer:
         if self.closed.done():
             raise SandboxBroken(f"sandbox {self.id[:12]} ended under a call, whose outcome is unknown")
 
-    async def _end_unwanted(self, started: asyncio.Future[_Exec], nonce: str) -> None:
+    async def _end_unwanted(self, started: asyncio.Future[ExecStreams], nonce: str) -> None:
         try:
             exec_ = await started
         except (Refusal, SandboxError):
@@ -473,7 +344,7 @@ class ExecContainer:
             async with asyncio.timeout(KILL_S):
                 command = ["/bin/sh", "-c", scripts.KILL, "sh", nonce]
                 sock = await self._engine.exec_stream(self.id, command, user=self._user, env=["LC_ALL=C"])
-                killer = await connect(sock, _Exec(nonce, KEEP_BYTES))
+                killer = await connect(sock, ExecStreams(nonce, KEEP_BYTES))
                 await killer.ended
         except (TimeoutError, SandboxError):
             self.end()

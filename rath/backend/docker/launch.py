@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 import secrets
 from dataclasses import dataclass, field
@@ -12,7 +11,7 @@ from pathlib import Path
 from rath.backend import guest
 from rath.backend.docker.carrier import OutputOnly, connect
 from rath.backend.docker.container import WORKSPACE, options
-from rath.backend.docker.engine import DockerEngine, EngineRefusal, Image, NotThere
+from rath.backend.docker.engine import DockerEngine, EngineRefusal, Image
 from rath.backend.docker.labels import labels
 from rath.backend.docker.network import Network, open_network
 from rath.backend.docker.place import Place
@@ -150,8 +149,7 @@ async def remove(
     """
     try:
         if container and not (patience_s and await engine.gone(container, patience_s)):
-            with contextlib.suppress(NotThere):
-                await engine.ask("remove a container", lambda client: client.remove_container(container, force=True, v=True))
+            await engine.remove(container)
             await engine.gone(container, GONE_S)
     finally:
         try:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rath.backend.docker import layers
-from rath.backend.docker.engine import DockerEngine, NotThere
+from rath.backend.docker.engine import GOING, DockerEngine, NotThere
 from rath.backend.docker.labels import OWNER, SANDBOX, judge
 from rath.backend.owner import alive, forget_owner, owners
 from rath.core import ports
@@ -115,7 +115,7 @@ def _removed(engine: DockerEngine, found: Found) -> bool:
     except NotThere:
         return True  # it went by itself
     except SandboxError as error:
-        if "already in progress" in str(error):
+        if GOING in str(error):
             return True
         _log.warning("%s %s of a dead owner is still there: %s", found.kind, found.id[:12], error)
         return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import struct
 
 import pytest
@@ -22,7 +23,7 @@ def test_streams_come_apart_wherever_they_are_cut(pieces: list[tuple[int, bytes]
     edges = [0, *sorted(min(cut, len(whole)) for cut in cuts), len(whole)]
     streams = Demultiplexer()
     found = {1: b"", 2: b""}
-    for start, end in zip(edges, edges[1:]):
+    for start, end in itertools.pairwise(edges):
         for kind, data in streams.feed(whole[start:end]):
             found[kind] += data
     assert found == {kind: b"".join(data for k, data in pieces if k == kind) for kind in (1, 2)}

@@ -136,7 +136,7 @@ def test_a_container_removed_under_a_call_breaks_the_sandbox_at_once(docker_engi
 
     async def remove_under_it() -> float:
         task = asyncio.ensure_future(sandbox.perform(BackendToolCommandRun("touch begun; sleep 60")))
-        while await sandbox.perform(BackendToolFilesExists("begun")) is not True:
+        while await sandbox.perform(BackendToolFilesExists("begun")) is not True:  # noqa: ASYNC110 - it is in a container
             await asyncio.sleep(0.01)
         removing = asyncio.ensure_future(
             ports.engine().call(

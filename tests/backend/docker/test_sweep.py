@@ -73,6 +73,7 @@ def dead_owner() -> Owner:
 
 
 @pytest.mark.docker
+@pytest.mark.slow
 def test_what_the_dead_left_goes_and_everything_else_stays(docker_engine: DockerEngine, left: Left) -> None:
     dead = dead_owner()
     mine = labels(dead, "0123456789abcdef")
