@@ -126,7 +126,7 @@ def _chosen_backend(options: RunOptions) -> str:
         names = " or --backend ".join(registry.list_names())
         wanted.append(
             f"say where the agent's tools may run: --backend {names} "
-            "(`auto` is docker, else bwrap; `local` is this machine itself: commands run as you, without isolation)"
+            "(`local` is this machine itself: commands run as you, without isolation; `auto` is docker, else bwrap)"
         )
     if not options.model:
         try:

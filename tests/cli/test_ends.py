@@ -163,7 +163,7 @@ def test_everything_that_is_missing_is_said_at_once_with_a_line_that_works(tmp_p
     assert (ran.code, ran.out) == (2, "")
     first = ran.err.splitlines()[0]
     assert "--backend local" in first
-    assert "(`local` is this machine itself: commands run as you, without isolation)" in first
+    assert "(`local` is this machine itself: commands run as you, without isolation; `auto` is docker, else bwrap)" in first
     assert "--model openai:NAME" in first
     line = first.partition("For example: ")[2].removesuffix(" (with OPENAI_API_KEY set)")
     words = shlex.split(line)

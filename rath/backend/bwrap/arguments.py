@@ -99,10 +99,10 @@ def arguments(plan: Plan, files: Mapping[str, int], seccomp: int) -> list[str]:
     options += _system()
     for path, descriptor in files.items():
         options += ["--perms", "0444", "--file", str(descriptor), path]
-    if plan.python.prefix is not None:
-        options += ["--ro-bind", plan.python.prefix, plan.python.prefix]
     options += _tmpfs("/tmp", plan.tmp_bytes)
     options += _tmpfs("/dev/shm", None if plan.tmp_bytes is None else SHM_BYTES)
+    if plan.python.prefix is not None:
+        options += ["--ro-bind", plan.python.prefix, plan.python.prefix]
     for inside, outside in sorted(plan.mounts.items()):
         options += ["--ro-bind", outside, inside]
     options += ["--bind", plan.workspace, WORKSPACE]

@@ -16,7 +16,7 @@ import secrets
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, TypeVar
+from typing import ClassVar
 
 from rath.backend.bwrap import preflight
 from rath.backend.bwrap.arguments import TMP_BYTES, WORKSPACE, Plan, extra_mounts
@@ -25,7 +25,7 @@ from rath.backend.bwrap.process import PROCESSES, Running, User, stand_in, start
 from rath.backend.bwrap.workspace import Frozen, Place, bound, copied, copied_from, empty
 from rath.backend.calls import BackendTool, Capabilities, CommandResult, IsolationLevel, ToolResult, WorkspaceDiff
 from rath.backend.closing import ending
-from rath.backend.guest.backend import HELLO_S, GuestBackend, GuestSandbox, Start
+from rath.backend.guest.backend import BASE_ENV, HELLO_S, GuestBackend, GuestSandbox, Start
 from rath.backend.guest.channel import Channel, GuestConfig
 from rath.backend.guest.inflight import Reply
 from rath.backend.guest.snapshot import GuestSnapshot, Kept
@@ -38,7 +38,6 @@ from rath.errors import SandboxBroken, SandboxUnavailable, UsageValueError
 
 __all__ = ["BwrapBackend", "BwrapSandbox"]
 
-T = TypeVar("T")
 SPEC_FIELDS = frozenset(
     {
         "cpus", "env", "memory", "mounts", "network", "pids", "timeout", "tmp", "user", "working_dir", "workspace",
@@ -105,11 +104,11 @@ class BwrapBackend(GuestBackend):
             raise UsageValueError(
                 f"tmp={spec.tmp!r}: bubblewrap {ready.version} cannot limit the size of /tmp, as 0.7 can: leave it out"
             )
-        place = await _in_thread(lambda: _place(start, wanted.user))
+        place = await _made(lambda stop: _place(start, wanted.user, stop))
         try:
             return await self._start(spec, wanted, ready, place)
         except BaseException:
-            await _in_thread(place.give_back)
+            await ports.engine().call(place.give_back)
             raise
 
     async def _start(self, spec: BackendSandboxSpec, wanted: _Wanted, ready: preflight.Ready, place: Place) -> GuestSandbox:
@@ -142,9 +141,9 @@ class BwrapBackend(GuestBackend):
             )  # fmt: skip
         except OSError as error:
             raise SandboxUnavailable(f"{ready.bwrap} could not be started: {error}") from error
+        channel = Channel(name)
+        channel.on_distrust = running.kill
         try:
-            channel = Channel(name)
-            channel.on_distrust = running.kill
             await asyncio.get_running_loop().create_connection(lambda: channel, sock=running.connection)
             try:
                 await channel.hello(HELLO_S)
@@ -154,9 +153,12 @@ class BwrapBackend(GuestBackend):
             if held is not None:
                 held.check(running.process.pid)
         except BaseException:
+            channel.close()  # first: a descriptor that is closed while the loop still watches it makes its next owner deaf
             running.finish()
             raise
-        config = GuestConfig(WORKSPACE, mode="same", mark="uts")
+        prefix = ready.python.prefix
+        env = None if prefix is None else {"PATH": f"{prefix}/bin:{BASE_ENV['PATH']}"}
+        config = GuestConfig(WORKSPACE, env=env, mode="same", mark="uts")
         return BwrapSandbox(
             self, name, spec, channel=channel, config=config, workspace_ready=True, python=ready.python.path,
             running=running, place=place, held=held,
@@ -210,17 +212,14 @@ class BwrapBackend(GuestBackend):
 
     async def _freeze(self, sandbox: GuestSandbox, layer: str) -> Kept | None:
         mine = self._mine(sandbox)
-        stop = threading.Event()
+
+        def copy(stop: Callable[[], bool]) -> Place:
+            with mine.place.used() as root:
+                return copied(root, stand_in(), stop)
+
         await sandbox.channel.ask(_nothing, "hold")
         try:
-            copying = ports.engine().call(lambda: copied(mine.place.root, stand_in(), stop.is_set))
-            taking = asyncio.ensure_future(copying)
-            try:
-                place = await asyncio.shield(taking)
-            except asyncio.CancelledError:  # nobody wants it any more
-                stop.set()
-                taking.add_done_callback(_drop)
-                raise
+            place = await _made(copy)
         finally:
             await asyncio.shield(sandbox.channel.ask(_nothing, "release"))
         place.root.close()
@@ -234,7 +233,12 @@ class BwrapBackend(GuestBackend):
 
     async def _adiff(self, sandbox: BackendSandbox) -> WorkspaceDiff:
         mine = self._mine(sandbox)
-        return await ports.engine().call(compare, mine.baseline, mine.place.root)
+
+        def look() -> WorkspaceDiff:
+            with mine.place.used() as root:
+                return compare(mine.baseline, root)
+
+        return await ports.engine().call(look)
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,14 +269,14 @@ def _user(named: str | None) -> User | None:
     return User(int(match[1]), int(match[2] or match[1]))
 
 
-def _place(start: Start, user: User | None) -> Place:
+def _place(start: Start, user: User | None, stop: Callable[[], bool]) -> Place:
     """The workspace on the host, with the files that it starts with. Blocks."""
     if start.kind == "bind" and start.path is not None:
         return bound(start.path, user)
     if start.kind == "copy" and start.path is not None:
-        return copied_from(start.path, stand_in())
+        return copied_from(start.path, stand_in(), stop)
     if isinstance(start.kept, Frozen):
-        return start.kept.place(stand_in())
+        return start.kept.place(stand_in(), stop)
     return empty(stand_in())
 
 
@@ -295,19 +299,21 @@ def _threads_of(uid: int) -> int:
     return total
 
 
-async def _in_thread(function: Callable[[], T]) -> T:
-    """Blocking work whose result is not lost when the caller is cancelled meanwhile: then it is undone."""
-    work = asyncio.ensure_future(ports.engine().call(function))
+async def _made(function: Callable[[Callable[[], bool]], Place]) -> Place:
+    """A place that ``function`` makes in a thread. A caller who is cancelled meanwhile stops it, and nothing is left."""
+    stop = threading.Event()
+    work = asyncio.ensure_future(ports.engine().call(function, stop.is_set))
     try:
         return await asyncio.shield(work)
     except asyncio.CancelledError:
+        stop.set()
         work.add_done_callback(_drop)
         raise
 
 
-def _drop(work: asyncio.Future[Any]) -> None:
+def _drop(work: asyncio.Future[Place]) -> None:
     """Remove a place that was made for nobody."""
-    if not work.cancelled() and work.exception() is None and isinstance(work.result(), Place):
+    if not work.cancelled() and work.exception() is None:
         place = work.result()
         ports.engine().start(lambda: ports.engine().call(place.give_back))
 

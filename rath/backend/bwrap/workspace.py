@@ -6,8 +6,10 @@ modes of that, the directory around it stays closed to everybody else on the hos
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from rath.backend.bwrap.arguments import refuse_engine
@@ -17,7 +19,7 @@ from rath.backend.host.own import own_directory, remove_own
 from rath.backend.host.paths import Confined
 from rath.backend.host.tree import check_space, copy_tree
 from rath.core import ports
-from rath.errors import SandboxUnavailable, UsageValueError
+from rath.errors import SandboxClosed, SandboxUnavailable, UsageValueError
 
 __all__ = ["Frozen", "Place", "bound", "copied", "copied_from", "empty"]
 
@@ -32,10 +34,43 @@ class Place:
         self.top = top
         self.who = who
         self.frozen: Frozen | None = None
+        self._lock = threading.Lock()
+        self._users = 0
+        self._left = False
+
+    @contextlib.contextmanager
+    def used(self) -> Iterator[Confined]:
+        """The directory, whose descriptor is not closed in this block. For threads that may outlive the sandbox.
+
+        Raises:
+            SandboxClosed: it is closed already.
+        """
+        with self._lock:
+            if self._left:
+                raise SandboxClosed(f"the workspace {self.root.path} is closed: its sandbox was")
+            self._users += 1
+        try:
+            yield self.root
+        finally:
+            self._used()
+
+    def _used(self) -> None:
+        with self._lock:
+            self._users -= 1
+            last = self._left and self._users == 0
+        if last:
+            self.root.close()
+
+    def _leave(self) -> None:
+        with self._lock:
+            self._left = True
+            idle = self._users == 0
+        if idle:  # else whoever uses it last closes it: the descriptor's number must not get another meaning meanwhile
+            self.root.close()
 
     def remove(self) -> None:
         """Remove what is ours, and let go of the rest. Blocks."""
-        self.root.close()
+        self._leave()
         if self.top is not None:
             remove_own(self.top)
 
@@ -44,7 +79,7 @@ class Place:
         if self.frozen is None:
             self.remove()
         else:
-            self.root.close()
+            self._leave()
             self.frozen.top = self.top
 
 
@@ -69,11 +104,11 @@ class Frozen:
         else:
             await ports.engine().call(remove_own, top)
 
-    def place(self, who: User | None) -> Place:
+    def place(self, who: User | None, stop: Callable[[], bool]) -> Place:
         """Where a sandbox starts with these files. Blocks."""
         assert self.top is not None, "a snapshot that somebody else has, or that was freed"
         if not self.sole:
-            return copied_from(os.path.join(self.top, _NAME), who)
+            return copied_from(os.path.join(self.top, _NAME), who, stop)
         made = Place(os.path.join(self.top, _NAME), self.top, who)
         made.frozen, self.top = self, None
         return made
@@ -84,8 +119,8 @@ def empty(who: User | None) -> Place:
     return _filled(who, lambda _target: None)
 
 
-def copied_from(path: str, who: User | None) -> Place:
-    """A copy of the host's directory ``path``. Blocks.
+def copied_from(path: str, who: User | None, stop: Callable[[], bool]) -> Place:
+    """A copy of the host's directory ``path``, until ``stop`` says to end that. Blocks.
 
     Raises:
         SandboxUnavailable: it cannot be entered.
@@ -98,12 +133,12 @@ def copied_from(path: str, who: User | None) -> Place:
             f"workspace {path!r} cannot be used: {error.strerror}. Name a directory that is there"
         ) from error
     try:
-        return copied(source, who)
+        return copied(source, who, stop)
     finally:
         source.close()
 
 
-def copied(source: Confined, who: User | None, stop: Callable[[], bool] = lambda: False) -> Place:
+def copied(source: Confined, who: User | None, stop: Callable[[], bool]) -> Place:
     """A copy of a directory that is held already, until ``stop`` says to end that. Blocks."""
 
     def fill(target: str) -> None:

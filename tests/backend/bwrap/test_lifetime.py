@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,7 +29,7 @@ from rath.backend.types import (
     FileContent,
 )
 from rath.core import ports
-from rath.errors import SandboxBroken, SandboxUnavailable, UsageValueError
+from rath.errors import SandboxBroken, SandboxClosed, SandboxUnavailable, UsageValueError
 
 OWNER = """
 import sys
@@ -46,6 +47,15 @@ def _sleepers(command: str) -> list[str]:
     return [line for line in done.stdout.splitlines() if line == command]
 
 
+def _within(limit_s: float, holds: Callable[[], bool]) -> bool:
+    until = time.monotonic() + limit_s
+    while not holds():
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.01)
+    return True
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("works")
 def test_the_owners_death_ends_everything(usable_directory: Path) -> None:
@@ -60,14 +70,10 @@ def test_the_owners_death_ends_everything(usable_directory: Path) -> None:
     ) as owner:
         assert owner.stdout is not None
         top, pid = owner.stdout.readline().split()
-        assert _sleepers("sleep 4242")
+        assert _within(10, lambda: bool(_sleepers("sleep 4242")))
         owner.send_signal(signal.SIGKILL)
         owner.wait()
-        until = time.monotonic() + 2
-        while (_sleepers("sleep 4242") or Path(f"/proc/{pid}").exists()) and time.monotonic() < until:
-            time.sleep(0.01)
-        assert not _sleepers("sleep 4242")
-        assert not Path(f"/proc/{pid}").exists()
+        assert _within(3, lambda: not _sleepers("sleep 4242") and not Path(f"/proc/{pid}").exists())
     # Its directory is what the next process sweeps up, a minute later.
     assert Path(top).parent == usable_directory
     os.utime(top, (0, 0))
@@ -230,6 +236,36 @@ def test_a_snapshot_is_restored_any_number_of_times_and_the_last_takes_its_files
     for one in made:
         bwrap.close(one)
     assert not any(Path(top).exists() for top in tops if top)
+
+
+def test_a_descriptor_that_a_thread_still_uses_outlives_the_close(bwrap: Backend) -> None:
+    """Its number must not get another meaning while a copy or a diff of the workspace is under way."""
+    sandbox = bwrap.open()
+    assert isinstance(sandbox, BwrapSandbox)
+    with sandbox.place.used() as root:
+        bwrap.close(sandbox)
+        assert os.fstat(root.fd).st_nlink == 0  # removed, and still held
+    assert root.fd == -1
+    with pytest.raises(SandboxClosed):
+        sandbox.place.used().__enter__()
+
+
+def test_a_freeze_that_is_cancelled_leaves_nothing_and_the_sandbox_goes_on(bwrap: Backend) -> None:
+    with bwrap.open() as sandbox:
+        filled = sandbox.dispatch(BackendToolCommandRun("for i in $(seq 3000); do echo $i > f$i; done"))
+        assert isinstance(filled, CommandResult)
+        before = set(own._own)
+
+        async def cancel() -> None:
+            freezing = asyncio.ensure_future(bwrap._asnapshot(sandbox, "layer"))
+            await asyncio.sleep(0.02)
+            freezing.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await freezing
+
+        ports.engine().run(cancel())
+        assert _within(5, lambda: set(own._own) <= before)
+        assert isinstance(sandbox.dispatch(BackendToolCommandRun("true")), CommandResult)
 
 
 def test_a_restore_that_fails_leaves_the_snapshot_as_it_was(bwrap: Backend) -> None:

@@ -67,14 +67,15 @@ def test_the_control_group_goes_with_the_sandbox(bwrap: Backend) -> None:
 
 @ROOT
 @pytest.mark.usefixtures("groups")
-def test_a_limit_that_the_kernel_does_not_take_opens_nothing_and_leaves_nothing(bwrap: Backend, tmp_path: Path) -> None:
+def test_a_limit_in_which_nothing_can_run_opens_nothing_and_leaves_nothing(bwrap: Backend) -> None:
     def left() -> set[Path]:
         return {path for top in (limits._TOP, limits._TOP / "memory") for path in top.glob(f"{limits._PREFIX}*")}
 
     before = left()
-    with pytest.raises(SandboxUnavailable, match="docker backend"):
+    with pytest.raises(SandboxUnavailable, match="could not open a sandbox"):
         bwrap.open(BackendSandboxSpec(memory=1, cpus=1))
     assert left() <= before
+    bwrap.close(bwrap.open())
 
 
 @PERSON
@@ -83,6 +84,7 @@ def test_without_systemd_limits_are_refused(bwrap: Backend, monkeypatch: pytest.
     monkeypatch.setenv("PATH", str(usable_directory))
     with pytest.raises(SandboxUnavailable, match="systemd-run"):
         bwrap.open(BackendSandboxSpec(memory="64m"))
+    bwrap.close(bwrap.open())  # what failed is in nobody's way
 
 
 @PERSON
@@ -95,3 +97,4 @@ def test_a_scope_that_limits_nothing_opens_nothing(
     monkeypatch.setenv("PATH", f"{usable_directory}:{os.environ['PATH']}")
     with pytest.raises(SandboxUnavailable, match="Failed to connect to bus|not delegated"):
         bwrap.open(BackendSandboxSpec(memory="64m"))
+    bwrap.close(bwrap.open())  # what failed is in nobody's way
