@@ -23,11 +23,14 @@ which the first process of a PID namespace does not feel (not even SIGKILL), and
 Where there is one user only (mode "same", bubblewrap), the server is not dumpable instead, which closes ``/proc/1`` to
 the others, and hands no capability on.
 
+**First process of a PID namespace, or nothing.** Anywhere else the server refuses to begin: what it signals (also
+everybody at once) is then in its own sandbox, and its end is everybody's end, by the kernel's doing.
+
 **Marks.** To end a call is to end all that it started, and nothing else: also what left the session, forked twice and
 cleared its environment. Each call gets a mark that its descendants inherit and cannot put off: a supplementary group of
 its own ("groups"), or a UTS namespace of its own ("uts"). A kill stops everyone with the mark until a look at all
-processes finds nobody new (a stopped process cannot fork), then kills them all, and the call ends when nobody with the
-mark is left. Where neither works ("none"), the session, the descendants and a variable in the environment have to do.
+processes finds nobody new and nobody was born meanwhile, then kills them all, and the call ends when nobody with the
+mark is left. Where neither works ("none"), the session and the descendants of the call's first process have to do.
 
 **The end of a command** is the end of its first process, with what its pipes hold then. Who still holds the pipes is a
 background process: it lives on, and what it writes is read and dropped, so that it neither blocks nor dies of it.
@@ -55,13 +58,16 @@ import struct
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from heapq import heapify, heappop, heappush
 
 TYPE_CHECKING = False  # what typing has; importing it would cost every start 4 ms
 if TYPE_CHECKING:
     import ctypes
     import types
+    from typing import TypeVar
+
+    T = TypeVar("T")
 
 HEADER = struct.Struct(">IIB")
 U32 = struct.Struct(">I")
@@ -77,16 +83,21 @@ CHUNK = 65_536
 IN_WINDOW = 262_144
 OUT_WINDOW = 1 << 20
 MAX_PIPE = 1 << 20  # what a pipe holds at most, for a user who may not raise it
-MAX_CELL_BYTES = 64 << 20
+MAX_CELL_BYTES = 16 << 20
 MAX_ANSWER_BYTES = 16 << 20
 KEEP = 1 << 20
+KEPT_BY_ALL = 32 << 20  # of output, by all commands together: we share their memory limit
+KEPT_THEN = 8192  # of each half of an output, when there is more than that
 KEPT_MODE = 0o644
 
 NICENESS = 19
-STOP_PASSES = 20
-STOP_S = 0.3
+STOP_S = 0.1
 GONE_S = 1.5
+LINGER_S = 0.1
+LIST_S = 0.02
 MAX_LINKS = 40
+MAX_STEPS = 5000  # components on the way, with those of links: 50 ms
+MAX_PATH = 65_536
 MAX_RACES = 100
 
 O_PATH = getattr(os, "O_PATH", os.O_RDONLY)
@@ -97,7 +108,7 @@ READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 LIST = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
-PR_SET_DUMPABLE, PR_SET_CHILD_SUBREAPER, PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL = 4, 36, 47, 4
+PR_SET_DUMPABLE, PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL = 4, 47, 4
 PR_SET_SECUREBITS, SECBIT_NOROOT_LOCKED = 28, 3
 CLONE_NEWUTS = 0x04000000
 
@@ -159,7 +170,7 @@ def number(field: bytes, base: int = 10) -> int:
 
 def seconds(field: bytes) -> float | None:
     """A time in milliseconds, or no limit."""
-    return number(field) / 1000 if field else None
+    return min(number(field), 10**12) / 1000 if field else None
 
 
 def text(value: object) -> bytes:
@@ -168,8 +179,8 @@ def text(value: object) -> bytes:
 
 
 def shown(path: bytes) -> str:
-    """A path in a message."""
-    return repr(os.fsdecode(path))
+    """A path in a message, which has to fit into a frame."""
+    return repr(os.fsdecode(path if len(path) <= 512 else path[:256] + b"[...]" + path[-256:]))
 
 
 def refusal(error: OSError, what: bytes) -> Refused:
@@ -298,10 +309,13 @@ class Workspace:
         """
         todo = _parts(self.relative(path))
         stack = [os.open(self.path, SPOT)]
-        links = 0
+        links = steps = 0
         try:
             while todo:
                 part = todo.pop()
+                steps += 1
+                if steps > MAX_STEPS or links > MAX_LINKS:
+                    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
                 if part == b".":
                     continue
                 if part == b"..":
@@ -312,8 +326,6 @@ class Workspace:
                 link = self._step(stack, part, create) if todo else link_at(stack[-1], part) if follow else None
                 if link is not None:
                     links += 1
-                    if links > MAX_LINKS:
-                        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
                     if link.startswith(b"/"):
                         below = self.below(link)
                         if below is None:
@@ -349,32 +361,30 @@ class Workspace:
                     raise
         raise OSError(errno.EAGAIN, "it changes all the time")
 
-    def open(self, path: bytes, flags: int) -> int:
-        """A descriptor of what ``path`` leads to. Creates nothing."""
+    def reach(self, path: bytes, use: Callable[[int, bytes], T]) -> T:
+        """What ``use`` makes of the directory that ``path`` ends in and the name there; ``use`` follows no link.
+
+        Again, if the name became a link since we looked.
+        """
         for _ in range(MAX_RACES):
             directory, name = self.locate(path)
             try:
-                return os.open(name, flags | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
-            except OSError as error:
-                # Became a link since we looked.
-                if error.errno != errno.ELOOP:
+                return use(directory, name)
+            except OSError:
+                if link_at(directory, name) is None:
                     raise
             finally:
                 os.close(directory)
         raise OSError(errno.EAGAIN, "it changes all the time")
 
+    def open(self, path: bytes, flags: int) -> int:
+        """A descriptor of what ``path`` leads to. Creates nothing."""
+        flags |= os.O_NOFOLLOW | os.O_CLOEXEC
+        return self.reach(path, lambda directory, name: os.open(name, flags, dir_fd=directory))
+
     def directory(self, path: bytes) -> int:
-        """A descriptor of a directory, as a place; a link in its place has been followed."""
-        for _ in range(MAX_RACES):
-            directory, name = self.locate(path)
-            try:
-                return os.open(name, NEXT, dir_fd=directory)
-            except OSError as error:
-                if error.errno != errno.ENOTDIR or link_at(directory, name) is None:
-                    raise
-            finally:
-                os.close(directory)
-        raise OSError(errno.EAGAIN, "it changes all the time")
+        """A descriptor of a directory, as a place."""
+        return self.open(path, NEXT)
 
 
 def _parts(path: bytes) -> list[bytes]:
@@ -431,16 +441,20 @@ def slurp(path: str) -> bytes:
 
 
 def pids() -> list[int]:
-    """Every process but this one and the first one, which nobody here may signal."""
-    spared = (1, os.getpid())
-    return [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if pid not in spared]
+    """Every process but this one, which is the first of its namespace."""
+    return [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if pid != 1]
+
+
+def newest() -> bytes:
+    """The process that was born last; as long as it is the same, nobody was."""
+    return slurp("/proc/loadavg").rpartition(b" ")[2]
 
 
 def send(pid: int, sig: int) -> None:
-    """Signal a process that may be gone."""
+    """Signal a process, or all (-1), that may be gone."""
     try:
         os.kill(pid, sig)
-    except (ProcessLookupError, PermissionError):
+    except ProcessLookupError:
         pass
 
 
@@ -448,7 +462,8 @@ def family() -> Iterator[tuple[int, int, int]]:
     """Process, parent and session of everyone alive."""
     for pid in pids():
         rest = slurp(f"/proc/{pid}/stat").rpartition(b")")[2].split()
-        if rest and rest[0] not in (b"Z", b"X"):
+        # A zombie with threads is one whose first thread has ended: the others run, and may fork.
+        if rest and (rest[0] not in (b"Z", b"X") or int(rest[17]) > 1):
             yield pid, int(rest[1]), int(rest[3])
 
 
@@ -466,48 +481,19 @@ def descend(found: set[int], everyone: list[tuple[int, int, int]]) -> set[int]:
     return found
 
 
-class Mark:
-    """What a call's processes carry. ``leader`` is the first of them."""
-
-    def __init__(self, value: int | bytes) -> None:
-        self.value = value
-        self.leader = 0
-
-
 class Marks:
-    """The kind "none": the session, the descendants, and a variable in the environment, which a program can remove."""
+    """What the processes of a call carry. The kind "none": nothing; all there is are the session and the descendants."""
 
     kind = "none"
 
-    def __init__(self) -> None:
-        self._token = os.urandom(12).hex().encode()
-        self._count = 0
-
-    def next(self) -> Mark:
+    def next(self) -> bytes:
         """A new mark; what is started now carries it."""
-        self._count += 1
-        return Mark(b"%s.%d." % (self._token, self._count))
+        return b""
 
-    def variables(self, mark: Mark) -> dict[bytes, bytes]:
-        """What has to be in the environment."""
-        assert isinstance(mark.value, bytes)
-        return {b"RATH_CALL": mark.value}
-
-    def carriers(self, mark: Mark) -> set[int]:
-        """Who carries a mark, and is alive."""
-        assert isinstance(mark.value, bytes)
-        return self._with(b"RATH_CALL=" + mark.value, mark.leader)
-
-    def everyone(self) -> set[int]:
-        """Who carries any mark of this server."""
-        return self._with(b"RATH_CALL=" + self._token, 0)
-
-    def _with(self, variable: bytes, leader: int) -> set[int]:
+    def carriers(self, mark: bytes, leader: int) -> set[int]:
+        """Who carries a mark, and is alive. ``leader``: the first of them."""
         alive = list(family())
-        # Outside of a PID namespace of its own, session 0 is half the machine: no leader, no session.
-        found = {pid for pid, _, session in alive if leader and leader in (pid, session)}
-        found |= {pid for pid, _, _ in alive if variable in slurp(f"/proc/{pid}/environ")}
-        return descend(found, alive)
+        return descend({pid for pid, _, session in alive if leader in (pid, session)}, alive)
 
 
 class GroupMarks(Marks):
@@ -516,50 +502,41 @@ class GroupMarks(Marks):
     kind = "groups"
 
     def __init__(self) -> None:
-        super().__init__()
-        # A sandbox of its own has all numbers for itself. With user namespaces there may be no large ones, and they
-        # come around: then those that are still in use are left out.
-        first, self._span = (1_000_000_000, 3_000_000_000) if os.getpid() == 1 else (1_000_000_000 + os.getpid() * 512, 512)
+        # A sandbox has all numbers for itself. In a user namespace there may be no large ones, and they come around:
+        # then those that are still in use are left out.
+        self._first, self._span, self._count = 1_000_000_000, 3_000_000_000, 0
         try:
-            os.setgroups([first])
+            os.setgroups([self._first])
         except OSError as error:
-            if error.errno != errno.EINVAL or os.getpid() != 1:
+            if error.errno != errno.EINVAL:
                 raise
-            first, self._span = 40_000, 20_000
-            os.setgroups([first])
-        self._first = first
-        self._taken: set[int] = set()
+            self._first, self._span = 40_000, 20_000
+            os.setgroups([self._first])
+        if b"%d" % self._first not in self._groups_of(1):
+            raise OSError(errno.ENOTSUP, "/proc does not tell the groups of a process")
+        self._taken: set[bytes] = set()
 
-    def next(self) -> Mark:
+    def next(self) -> bytes:
         while True:
             self._count += 1
             if self._count == self._span:
                 self._count = 0
-                self._taken = self._groups_in_use()
-            mark = self._first + self._count
+                self._taken = {group for pid in pids() for group in self._groups_of(pid)}
+            mark = b"%d" % (self._first + self._count)
             if mark not in self._taken:
-                os.setgroups([mark])
-                return Mark(mark)
+                os.setgroups([int(mark)])
+                return mark
 
-    def variables(self, mark: Mark) -> dict[bytes, bytes]:
-        return {}
-
-    def carriers(self, mark: Mark) -> set[int]:
-        return {pid for pid, groups in self._groups() if text(mark.value) in groups}
-
-    def everyone(self) -> set[int]:
-        mine = range(self._first, self._first + self._span)
-        return {pid for pid, groups in self._groups() if any(int(group) in mine for group in groups)}
-
-    def _groups_in_use(self) -> set[int]:
-        return {int(group) for _, groups in self._groups() for group in groups}
+    def carriers(self, mark: bytes, leader: int) -> set[int]:
+        return {pid for pid in pids() if mark in self._groups_of(pid)}
 
     @staticmethod
-    def _groups() -> Iterator[tuple[int, list[bytes]]]:
-        for pid in pids():
-            status = slurp(f"/proc/{pid}/status")
-            if status and b"\nState:\tZ" not in status and b"\nState:\tX" not in status:
-                yield pid, status.partition(b"\nGroups:")[2].partition(b"\n")[0].split()
+    def _groups_of(pid: int) -> list[bytes]:
+        """The supplementary groups of a process that is alive, as :func:`family` has it."""
+        status, _, rest = slurp(f"/proc/{pid}/status").partition(b"\nGroups:")
+        if (b"\nState:\tZ" in status or b"\nState:\tX" in status) and b"\nThreads:\t1\n" in rest:
+            return []
+        return rest.partition(b"\n")[0].split()
 
 
 class UtsMarks(Marks):
@@ -571,36 +548,32 @@ class UtsMarks(Marks):
     kind = "uts"
 
     def __init__(self) -> None:
-        super().__init__()
-        if os.getpid() != 1:  # everybody here has a UTS namespace that is not ours to judge
-            raise OSError(errno.EPERM, "the server is not the first process of a PID namespace")
         self._libc = libc()
         before = os.readlink(b"/proc/self/ns/uts")
-        if self.next().value == before:
+        if self.next() == before:
             raise OSError(errno.EPERM, "a new UTS namespace has the old one's name")
 
-    def next(self) -> Mark:
+    def next(self) -> bytes:
         if self._libc.unshare(CLONE_NEWUTS):
             raise OSError(errno.EPERM, "no new UTS namespace can be made")
-        return Mark(os.readlink(b"/proc/self/ns/uts"))
+        return os.readlink(b"/proc/self/ns/uts")
 
-    def variables(self, mark: Mark) -> dict[bytes, bytes]:
-        return {}
-
-    def carriers(self, mark: Mark) -> set[int]:
-        return {pid for pid, _, _ in family() if self._namespace(pid) in (mark.value, b"")}
-
-    def everyone(self) -> set[int]:
-        return {pid for pid, _, _ in family()}
+    def carriers(self, mark: bytes, leader: int) -> set[int]:
+        return {pid for pid, _, _ in family() if self._namespace(pid) in (mark, b"")}
 
     @staticmethod
     def _namespace(pid: int) -> bytes | None:
         try:
-            return os.readlink(b"/proc/%d/ns/uts" % pid)
+            for thread in [str(pid), *os.listdir(f"/proc/{pid}/task")]:  # the first one may have ended before the others
+                try:
+                    return os.readlink(b"/proc/%d/task/%s/ns/uts" % (pid, thread.encode()))
+                except FileNotFoundError:
+                    continue
         except PermissionError:
             return b""
         except OSError:
-            return None
+            pass
+        return None
 
 
 def libc() -> ctypes.CDLL:
@@ -610,10 +583,10 @@ def libc() -> ctypes.CDLL:
     return ctypes.CDLL(None, use_errno=True)
 
 
-def step_back(pid: int) -> None:
-    """Have a command leave us the processor when we need it: we share its limits, and a fork bomb is 200 against one."""
+def step_back(which: int, who: int) -> None:
+    """Have others leave us the processor when we need it: we share its limits, and a fork bomb is 200 against one."""
     try:
-        os.setpriority(os.PRIO_PROCESS, pid, NICENESS)
+        os.setpriority(which, who, NICENESS)
     except OSError:  # it has ended already
         pass
 
@@ -621,28 +594,33 @@ def step_back(pid: int) -> None:
 def stop_and_kill(carriers: Callable[[], set[int]], held: bool) -> None:
     """Kill everyone that ``carriers`` finds, and those that they fork meanwhile.
 
+    A look at all processes misses one that is always about to be another: its parent ends when it has forked. So only
+    a look during which nobody was born tells that nobody is left; in a busy sandbox everybody is stopped for one.
+
     Args:
         held: everything is stopped already, and has to stay so.
     """
     found: set[int] = set()
-    end = time.monotonic() + STOP_S
+    begun = time.monotonic()
     frozen = False
-    for count in range(STOP_PASSES * 5):
+    while time.monotonic() < begun + 4 * STOP_S:
+        last = newest()
         new = carriers() - found
-        if not new:
-            break
         found |= new
         for pid in new:
             send(pid, signal.SIGSTOP)
-        if os.getpid() == 1 and (count >= STOP_PASSES or time.monotonic() > end):
-            os.kill(-1, signal.SIGSTOP)  # atomic: no fork gets away from it
+        if not new and newest() == last:
+            for pid in found:
+                send(pid, signal.SIGKILL)
+            if newest() == last:  # nobody was let go on, and forked, before the end
+                break
+        elif time.monotonic() > begun + STOP_S:
+            send(-1, signal.SIGSTOP)  # atomic: no fork gets away from it
             frozen = True
-            found |= carriers()
-            break
     for pid in found:
         send(pid, signal.SIGKILL)
     if frozen and not held:
-        os.kill(-1, signal.SIGCONT)
+        send(-1, signal.SIGCONT)
 
 
 class User:
@@ -680,27 +658,38 @@ class User:
 
 
 class Capture:
-    """What comes out of a pipe: head and tail are kept, everything is counted."""
+    """What comes out of a pipe: head and tail are kept, everything is counted.
 
-    def __init__(self, server: Server, fd: int, head: int, tail: int) -> None:
+    Args:
+        told: called when something has come, or the end (``fd`` is -1 then); what it waits for is never cut.
+    """
+
+    def __init__(self, server: Server, fd: int, head: int, tail: int, told: Callable[[], None] | None = None) -> None:
         self._server = server
+        self._told = told
         self.fd = fd
+        self.head = bytearray()
+        self._tail: deque[bytes] = deque()
+        self._tail_size = 0
         self.start(head, tail)
         os.set_blocking(fd, False)
         server.watch(fd, self._ready, select.EPOLLIN)
 
     def start(self, head: int, tail: int) -> None:
         """Begin anew."""
-        self.head = bytearray()
+        self._server.kept -= len(self.head) + self._tail_size
+        self.head.clear()
+        self._tail.clear()
+        self._tail_size = 0
         self.total = 0
         self.dropping = False
         self._head_limit = head
         self._tail_limit = tail
-        self._tail: deque[bytes] = deque()
-        self._tail_size = 0
 
     def _ready(self, _events: int) -> None:
         self._read()
+        if self._told is not None:
+            self._told()
 
     def _read(self) -> int:
         try:
@@ -717,20 +706,25 @@ class Capture:
 
     def _add(self, data: bytes) -> None:
         self.total += len(data)
+        kept = len(self.head) + self._tail_size
         room = self._head_limit - len(self.head)
         if room > 0:
             self.head += data[:room]
             data = data[room:]
-        if not data or not self._tail_limit:
-            return
-        tail = self._tail
-        if tail and len(tail[-1]) + len(data) <= 8192:  # a program that writes single bytes must not cost 50 each
-            tail[-1] += data
-        else:
-            tail.append(data)
-        self._tail_size += len(data)
-        while self._tail_size - len(tail[0]) >= self._tail_limit:
-            self._tail_size -= len(tail.popleft())
+        if data and self._tail_limit:
+            tail = self._tail
+            if tail and len(tail[-1]) + len(data) <= 8192:  # a program that writes single bytes must not cost 50 each
+                tail[-1] += data
+            else:
+                tail.append(data)
+            self._tail_size += len(data)
+        if self._server.kept > KEPT_BY_ALL and self._told is None:
+            self._head_limit = min(self._head_limit, KEPT_THEN)
+            self._tail_limit = min(self._tail_limit, KEPT_THEN)
+            del self.head[self._head_limit :]
+        while self._tail and self._tail_size - len(self._tail[0]) >= self._tail_limit:
+            self._tail_size -= len(self._tail.popleft())
+        self._server.kept += len(self.head) + self._tail_size - kept
 
     def drain(self) -> None:
         """Read what the pipe holds now, which is bounded even if somebody goes on writing."""
@@ -796,7 +790,7 @@ class Feed:
         done = 0
         try:
             while self._chunks:
-                size = os.write(self.fd, self._chunks[0])
+                size = os.write(self.fd, self._chunks[0][:MAX_PIPE])
                 done += size
                 if size == len(self._chunks[0]):
                     self._chunks.popleft()
@@ -925,21 +919,35 @@ class Process(Call):
 
     def __init__(self, server: Server, number: int) -> None:
         super().__init__(server, number)
-        self.mark: Mark | None = None
+        self.stdin: Feed | None = None
         self.flags = ""
         self.status: int | None = None
         self.started = time.monotonic()
         self.elapsed_s = 0.0
         self.oom_before = server.oom.count()
         self.dying = False
+        self._mark = b""
+        self._leader = 0
         self._pause = 0.001
         self._give_up = 0.0
 
-    def adopt(self, mark: Mark, pid: int) -> None:
+    def adopt(self, mark: bytes, pid: int) -> None:
         """The process has started."""
-        mark.leader = pid
-        self.mark = mark
+        self._mark = mark
+        self._leader = pid
         self.server.children[pid] = self
+
+    def data(self, chunk: bytes) -> None:
+        if self.stdin is None:
+            super().data(chunk)
+        else:
+            self.stdin.write(chunk)
+
+    def end(self) -> None:
+        if self.stdin is None:
+            super().end()
+        else:
+            self.stdin.end()
 
     def exited(self, status: int) -> None:
         """The process has ended; those that it has started may live on."""
@@ -963,7 +971,7 @@ class Process(Call):
         self.server.after(self._pause, self._check)
 
     def _carriers(self) -> set[int]:
-        return set() if self.mark is None else self.server.marks.carriers(self.mark)
+        return self.server.marks.carriers(self._mark, self._leader)
 
     def _check(self) -> None:
         if self.over:
@@ -1009,8 +1017,7 @@ class Spawn(Process):
         self.out: Capture
         self.err: Capture
         self.value: Capture | None = None
-        self.stdin: Feed | None = None
-        self.timer: Timer | None = None
+        self._timer: Timer | None = None
 
     def start(self, argv: list[bytes], cwd: bytes, env: dict[bytes, bytes], flags: bytes) -> None:
         """Start the program.
@@ -1019,47 +1026,38 @@ class Spawn(Process):
             Refused: it cannot be.
         """
         server = self.server
+        value = feed = -1
         with Pipes() as pipes:
-            out, far_out = pipes.outgoing()
-            err, far_err = pipes.outgoing()
-            far = [server.null, far_out, far_err]
-            value = feed = -1
-            if b"i" in flags:
-                feed, far[0] = pipes.incoming()
-                self.window = IN_WINDOW
-            if b"v" in flags:
-                value, far_value = pipes.outgoing()
-                far.append(far_value)
+            with server.user:  # whose the pipes then are, or a command could not open its /dev/stdout
+                out, far_out = pipes.outgoing()
+                err, far_err = pipes.outgoing()
+                far = [server.null, far_out, far_err]
+                if b"i" in flags:
+                    feed, far[0] = pipes.incoming()
+                if b"v" in flags:
+                    value, far_value = pipes.outgoing()
+                    far.append(far_value)
             self.adopt(*server.launch(argv, cwd, env, far))
         half = self.keep // 2
         self.out = Capture(server, out, half, self.keep - half)
         self.err = Capture(server, err, half, self.keep - half)
         if value >= 0:
-            self.value = Capture(server, value, self.keep, 0)
+            self.value = self._value(value)
         if feed >= 0:
+            self.window = IN_WINDOW
             self.stdin = Feed(server, feed, self.consumed)
+
+    def _value(self, fd: int) -> Capture:
+        return Capture(self.server, fd, self.keep, 0)
 
     def limit(self, timeout_s: float | None) -> None:
         """Set the time that it has."""
         if timeout_s is not None:
-            self.timer = self.server.after(timeout_s, self._late)
-
-    def _late(self) -> None:
-        self.destroy("t")
-
-    def data(self, chunk: bytes) -> None:
-        if self.stdin is None:
-            raise ProtocolError("stdin for a command that was started without")
-        self.stdin.write(chunk)
-
-    def end(self) -> None:
-        if self.stdin is None:
-            raise ProtocolError("stdin for a command that was started without")
-        self.stdin.end()
+            self._timer = self.server.after(timeout_s, lambda: self.destroy("t"))
 
     def finish(self) -> None:
-        if self.timer is not None:
-            self.timer.cancel()
+        if self._timer is not None:
+            self._timer.cancel()
         if self.stdin is not None:
             self.stdin.close()
         if self.out_of_memory():
@@ -1069,96 +1067,80 @@ class Spawn(Process):
             self.value.drain()
             value = self.value.total
             self.server.outbox.chunks(self.number, VALUE, bytes(self.value.head))
+            self.value.drop()
             self.value.close()
         result = outputs(self.server, self.number, self.out, self.err)
-        for capture in (self.out, self.err):
-            capture.drop()
         self.done(self.exit(), int(self.elapsed_s * 1e6), *result, value, self.flags)
 
 
 def outputs(server: Server, number: int, out: Capture, err: Capture) -> list[int]:
-    """Send what was captured; returns total and head of both."""
+    """Send what was captured; returns total and head of both. What comes later is dropped."""
     counts = []
     for capture, kind in ((out, OUT), (err, ERR)):
         capture.drain()
         server.outbox.chunks(number, kind, bytes(capture.head))
         server.outbox.chunks(number, kind, capture.tail())
         counts += [capture.total, len(capture.head)]
+        capture.drop()
     return counts
 
 
-class Interpreter(Process):
-    """A program that answers cells: it reads length and source on its stdin, and writes length and answer to fd 3."""
+class Interpreter(Spawn):
+    """A program that answers cells: it reads length and source on its stdin, and writes length and answer to fd 3.
+
+    What it writes without a cell belongs to nobody.
+    """
 
     def __init__(self, server: Server, number: int) -> None:
-        super().__init__(server, number)
-        self.out: Capture
-        self.err: Capture
-        self.stdin: Feed
+        super().__init__(server, number, 0)
         self.cell: Cell | None = None
-        self._answers = -1
-        self._answer = bytearray()
 
-    def start(self, argv: list[bytes], cwd: bytes, env: dict[bytes, bytes]) -> None:
-        """Start the program."""
-        server = self.server
-        with Pipes() as pipes:
-            feed, far_feed = pipes.incoming()
-            out, far_out = pipes.outgoing()
-            err, far_err = pipes.outgoing()
-            self._answers, far_answers = pipes.outgoing()
-            self.adopt(*server.launch(argv, cwd, env, [far_feed, far_out, far_err, far_answers]))
-        self.out = Capture(server, out, 0, 0)
-        self.err = Capture(server, err, 0, 0)
-        self.stdin = Feed(server, feed, lambda _size: None)
-        os.set_blocking(self._answers, False)
-        server.watch(self._answers, self._readable, select.EPOLLIN)
+    def start(self, argv: list[bytes], cwd: bytes, env: dict[bytes, bytes], flags: bytes) -> None:
+        super().start(argv, cwd, env, b"iv")
+        self.window = 0  # its stdin is ours
+
+    @property
+    def ending(self) -> bool:
+        """Whether it will answer no more."""
+        return self.dying or self.value is None or self.value.fd < 0
+
+    def consumed(self, size: int) -> None:
+        """Nobody has to know."""
+
+    def _value(self, fd: int) -> Capture:
+        return Capture(self.server, fd, MAX_ANSWER_BYTES + U32.size, 0, self._told)
 
     def run(self, cell: Cell, source: bytes) -> None:
-        """Start a cell. What was written since the last one belongs to nobody."""
+        """Start a cell."""
+        assert self.stdin is not None and self.value is not None  # noqa: PT018
         for capture in (self.out, self.err):
             capture.drop()
             capture.drain()
             capture.start(cell.keep // 2, cell.keep - cell.keep // 2)
-        self._answer.clear()
+        self.value.start(MAX_ANSWER_BYTES + U32.size, 0)
         self.oom_before = self.server.oom.count()
         self.stdin.write(U32.pack(len(source)) + source)
 
-    def _readable(self, _events: int) -> None:
-        try:
-            data = os.read(self._answers, CHUNK)
-        except BlockingIOError:
+    def _told(self) -> None:
+        assert self.value is not None
+        answer = self.value.head
+        if self.value.fd < 0:  # closed, by whatever means: it cannot answer any more. Mostly it is ending, and gets the time
+            self.server.after(LINGER_S, lambda: self.destroy("x"))
+        if self.cell is None or not self.cell.running or len(answer) < U32.size:
             return
-        if not data:  # closed, by whatever means: it cannot answer any more
-            self._hang_up()
-            self.destroy("x")
-            return
-        if self.cell is None or not self.cell.running:
-            return
-        self._answer += data
-        size = U32.unpack_from(self._answer)[0] if len(self._answer) >= 4 else 0
+        (size,) = U32.unpack_from(answer)
         if size > MAX_ANSWER_BYTES:
             self.destroy("x")
-        elif 4 <= size + 4 <= len(self._answer) and len(self._answer) >= 4:
-            self.cell.answered(bytes(self._answer[4 : 4 + size]))
-
-    def _hang_up(self) -> None:
-        if self._answers >= 0:
-            self.server.unwatch(self._answers)
-            os.close(self._answers)
-            self._answers = -1
+        elif len(answer) >= U32.size + size:
+            self.cell.answered(bytes(answer[U32.size : U32.size + size]))
 
     def finish(self) -> None:
-        self._hang_up()
-        self.stdin.close()
-        if self.out_of_memory():
-            self.flags += "o"
+        assert self.value is not None
         if self.cell is not None:
             self.cell.lost()
-        for capture in (self.out, self.err):
-            capture.drain()
+        for capture in (self.out, self.err, self.value):
             capture.drop()
-        self.done(self.exit(), int(self.elapsed_s * 1e6), 0, 0, 0, 0, 0, self.flags)
+        super().finish()
 
 
 class Cell(Call):
@@ -1208,7 +1190,7 @@ class Cell(Call):
 
     def lost(self) -> None:
         """The interpreter has died."""
-        flags = "o" if "o" in self.interpreter.flags else ""
+        flags = "o" if self.interpreter.out_of_memory() else ""
         self.flags += flags or ("" if self.flags else "x")
         self._finish(self.interpreter.exit(), b"")
 
@@ -1222,77 +1204,67 @@ class Cell(Call):
         elapsed = time.monotonic() - self._started
         self.server.outbox.chunks(self.number, VALUE, payload)
         result = outputs(self.server, self.number, self.interpreter.out, self.interpreter.err) if self.running else [0] * 4
-        for capture in (self.interpreter.out, self.interpreter.err):
-            capture.drop()
         self.done(exit_code, int(elapsed * 1e6), *result, len(payload), self.flags)
 
 
 class Reader(Call):
-    """A call that answers with a stream, made piece by piece as the host takes it."""
+    """A call that answers with a stream, made piece by piece as the host takes it, as the commands' user.
 
-    def __init__(self, server: Server, number: int, path: bytes, source: Iterator[bytes], result: Callable[[], int]) -> None:
+    Args:
+        source: returns what DONE says.
+    """
+
+    def __init__(self, server: Server, number: int, path: bytes, source: Generator[bytes, None, int]) -> None:
         super().__init__(server, number)
         self._path = path
         self._source = source
-        self._result = result
         self._credit = OUT_WINDOW
-        self._next: bytes | None = None
+        self._next = b""
         server.outbox.refills[number] = self._refill
         self._refill()
 
     def _refill(self) -> None:
-        if self.server.outbox.waiting(self.number) or self.over:
+        if self.over or self.server.outbox.waiting(self.number):
             return
-        if self._next is None:
-            try:
+        try:
+            if not self._next:
                 with self.server.user:
-                    self._next = next(self._source, b"")
-            except Refused as refused:
-                self.fail(refused)
-                return
-            except OSError as error:
-                self.fail(refusal(error, self._path))
-                return
-        if not self._next:
-            self.done(self._result())
-        elif len(self._next) <= self._credit:
-            self._credit -= len(self._next)
-            self.server.outbox.put(self.number, DATA, self._next)
-            self._next = None
+                    self._next = next(self._source)
+        except StopIteration as end:
+            self.done(end.value)
+        except Refused as refused:
+            self.fail(refused)
+        except OSError as error:
+            self.fail(refusal(error, self._path))
+        else:
+            if len(self._next) <= self._credit:
+                self._credit -= len(self._next)
+                self.server.outbox.put(self.number, DATA, self._next)
+                self._next = b""
 
     def credit(self, size: int) -> None:
         self._credit += size
         self._refill()
 
     def kill(self) -> None:
-        self._source = iter(())
+        self._source.close()
         self.fail(ENDED)
 
 
-class FileSource:
-    """The content of a file, as an iterator; closes it at its end."""
-
-    def __init__(self, fd: int, path: bytes, offset: int, limit: int | None) -> None:
-        self.fd = fd
-        self.sent = 0
-        self._path = path
-        self._offset = offset
-        self._limit = limit
-
-    def __iter__(self) -> Iterator[bytes]:
-        return self
-
-    def __next__(self) -> bytes:
-        data = os.pread(self.fd, CHUNK, self._offset + self.sent)
-        if not data:
-            raise StopIteration
-        self.sent += len(data)
-        if self._limit is not None and self.sent > self._limit:  # it grew, or is one whose size says nothing
-            raise too_large(self._path, self._limit)
-        return data
-
-    def __del__(self) -> None:
-        os.close(self.fd)
+def content(fd: int, path: bytes, offset: int, limit: int | None) -> Generator[bytes, None, int]:
+    """The content of a file, which is closed at the end; returns its length."""
+    sent = 0
+    try:
+        while True:
+            if limit is not None and max(sent, os.fstat(fd).st_size - offset) > limit:  # now: it may grow
+                raise too_large(path, limit)
+            data = os.pread(fd, CHUNK, offset + sent)
+            if not data:
+                return sent
+            sent += len(data)
+            yield data
+    finally:
+        os.close(fd)
 
 
 def too_large(path: bytes, limit: int) -> Refused:
@@ -1340,7 +1312,8 @@ class Writer(Call):
 
     def data(self, chunk: bytes) -> None:
         try:
-            write_all(self._fd, chunk)
+            with self.server.user:
+                write_all(self._fd, chunk)
         except OSError as error:
             self._give_up(refusal(error, self._path))
             return
@@ -1409,7 +1382,6 @@ class Job(Process):
         self._before = before
         self._credit = OUT_WINDOW
         self._paused = False
-        self._feed: Feed | None = None
         with Pipes() as pipes:
             self._data, far_data = pipes.outgoing()
             result, far_result = pipes.outgoing()
@@ -1425,7 +1397,7 @@ class Job(Process):
         self._result = Capture(server, result, CHUNK, 0)
         if takes_input:
             self.window = IN_WINDOW
-            self._feed = Feed(server, feed, self.consumed)
+            self.stdin = Feed(server, feed, self.consumed)
         os.set_blocking(self._data, False)
         server.watch(self._data, self._readable, select.EPOLLIN)
         server.outbox.refills[number] = self._resume
@@ -1451,15 +1423,12 @@ class Job(Process):
             finally:
                 os._exit(0)
 
-    def data(self, chunk: bytes) -> None:
-        if self._feed is None:
-            raise ProtocolError("input for a call that takes none")
-        self._feed.write(chunk)
-
-    def end(self) -> None:
-        if self._feed is None:
-            raise ProtocolError("input for a call that takes none")
-        self._feed.end()
+    def kill(self) -> None:
+        if self.status is None:
+            self.destroy("k")
+        else:  # only its data is still on the way
+            self.dying = True
+            self.finish()
 
     def credit(self, size: int) -> None:
         self._credit += size
@@ -1504,8 +1473,8 @@ class Job(Process):
         self._result.drain()
         fields = unpack(bytes(self._result.head))
         self._result.close()
-        if self._feed is not None:
-            self._feed.close()
+        if self.stdin is not None:
+            self.stdin.close()
         if self.dying:
             self.fail(ENDED)
         elif not fields:
@@ -1523,6 +1492,7 @@ def settle(far: list[int]) -> None:
     for sig in (signal.SIGCHLD, *IGNORED):
         signal.signal(sig, signal.SIG_DFL)
     os.setsid()
+    step_back(os.PRIO_PROCESS, 0)
     for target, fd in enumerate(far):
         os.dup2(fd, target)
     for name in os.listdir("/proc/self/fd"):
@@ -1679,10 +1649,10 @@ class Export:
                 self._record(4, status, path, first)
                 return
             self._file(path, directory, name)
-            if status.st_nlink > 1:
-                self._links[identity] = path
 
     def _record(self, kind: int, status: os.stat_result, path: bytes, link: bytes = b"", data: int = 0) -> None:
+        if len(path) > MAX_PATH:
+            raise Refused("os_error", f"the path {shown(path)} has more than {MAX_PATH:,} bytes")
         size = status.st_size if kind == 2 else 0
         mode = stat.S_IMODE(status.st_mode)
         self._out.write(RECORD.pack(kind, mode, size, status.st_mtime_ns, data, len(path), len(link)) + path + link)
@@ -1694,6 +1664,8 @@ class Export:
             status = os.fstat(fd)
             if not stat.S_ISREG(status.st_mode):
                 return
+            if status.st_nlink > 1:  # of what was opened: it may be another file than was listed
+                self._links[status.st_dev, status.st_ino] = path
             ranges = data_ranges(fd, status.st_size)
             if self._digests:
                 self._record(2, status, path)
@@ -1744,8 +1716,8 @@ class Import:
             kind, mode, size, mtime, data, path_length, link_length = RECORD.unpack(self._take(RECORD.size))
             if kind == 0:
                 break
-            if path_length > 4096 or link_length > 4096:
-                raise Refused("invalid_tool_arguments", "the archive has a path of more than 4,096 bytes")
+            if path_length > MAX_PATH or link_length > MAX_PATH:
+                raise Refused("invalid_tool_arguments", f"the archive has a path of more than {MAX_PATH:,} bytes")
             path, link = self._take(path_length), self._take(link_length)
             directory, name = self._parent(path)
             try:
@@ -1894,13 +1866,8 @@ class OomCounter:
             except OSError:
                 continue
 
-    @property
-    def there(self) -> bool:
-        """Whether it can be told."""
-        return self._fd >= 0
-
     def count(self) -> int:
-        """The counter."""
+        """The counter; 0 where it cannot be told."""
         if self._fd < 0:
             return 0
         try:
@@ -1925,6 +1892,7 @@ class Server:
         self.marks = Marks()
         self.oom = OomCounter()
         self.held = False
+        self.kept = 0
         self.workspace = Workspace(b"/")
         self.env: dict[bytes, bytes] = {}
         self.keep = KEEP
@@ -1984,21 +1952,20 @@ class Server:
         """Tell the host, for debugging."""
         self.outbox.put(0, LOG, text(message))
 
-    def launch(self, argv: list[bytes], cwd: bytes, env: dict[bytes, bytes], far: list[int]) -> tuple[Mark, int]:
+    def launch(self, argv: list[bytes], cwd: bytes, env: dict[bytes, bytes], far: list[int]) -> tuple[bytes, int]:
         """Start a program as the commands' user, with the descriptors ``far`` as 0, 1, ...
 
         Raises:
             Refused: it cannot be.
         """
         mark = self.marks.next()
-        env = {**env, **self.marks.variables(mark)}
         if self._oom_score >= 0:
             os.write(self._oom_score, b"1000")  # or memory would kill us as soon as the command
         self.user.become()
         try:
             self._enter(cwd)
             pid = start_program(argv, env, [(os.POSIX_SPAWN_DUP2, fd, n) for n, fd in enumerate(far)])
-            step_back(pid)
+            step_back(os.PRIO_PGRP, pid)  # the group: it may have forked since
             return mark, pid
         finally:
             self.user.back()
@@ -2033,7 +2000,8 @@ class Server:
             self._run_timers()
 
     def _patience(self) -> float:
-        return max(0.0, self._timers[0].at - time.monotonic()) if self._timers else -1
+        # At most an hour: there is a largest number that epoll takes.
+        return min(max(0.0, self._timers[0].at - time.monotonic()), 3600.0) if self._timers else -1
 
     def _run_timers(self) -> None:
         now = time.monotonic() if self._timers else 0.0
@@ -2119,9 +2087,7 @@ class Server:
     # -- connection
 
     def _hello(self) -> None:
-        version = ".".join(map(str, sys.version_info[:3]))
-        known = {"ctypes": int(has_ctypes()), "oom": int(self.oom.there)}
-        self._tell(HELLO, protocol=1, python=version, pid=os.getpid(), euid=os.geteuid(), **known)
+        self._tell(HELLO, protocol=1, python=".".join(map(str, sys.version_info[:3])))
 
     def _tell(self, kind: int, **values: object) -> None:
         self.outbox.put(0, kind, pack([text(item) for pair in values.items() for item in pair]))
@@ -2147,7 +2113,7 @@ class Server:
             self._open_up(uid, gid)
         else:
             self.user = User(None)
-        dumpable = close_proc() if not switch else False
+            close_proc()
         self.marks = self._choose_marks(single.get(b"mark", b"none").decode("ascii", "replace"))
         self._configured = True
         try:
@@ -2155,9 +2121,7 @@ class Server:
             where: tuple[object, object] = (status.st_dev, status.st_ino)
         except OSError:
             where = ("", "")
-        mode = "switch" if switch else "same"
-        kind = self.marks.kind
-        self._tell(READY, workspace_dev=where[0], workspace_ino=where[1], mark=kind, mode=mode, dumpable=int(dumpable))
+        self._tell(READY, workspace_dev=where[0], workspace_ino=where[1], mark=self.marks.kind)
 
     def _open_up(self, uid: int, gid: int) -> None:
         """A workspace that the engine made belongs to root: let the commands' user write there."""
@@ -2213,7 +2177,7 @@ class Server:
         check_program(argv, cwd, env)
         env_of_call = {**self.env, **environment(env)} if env else self.env
         if b"p" in flags:
-            Interpreter(self, call).start(argv, cwd, env_of_call)
+            Interpreter(self, call).start(argv, cwd, env_of_call, flags)
             return
         spawn = Spawn(self, call, number(keep) if keep else self.keep)
         spawn.start(argv, cwd, env_of_call, flags)
@@ -2222,7 +2186,7 @@ class Server:
     def op_cell(self, call: int, fields: list[bytes]) -> None:
         interpreter, timeout, keep = expect(fields, 3)
         found = self.calls.get(number(interpreter))
-        if not isinstance(found, Interpreter) or found.dying:
+        if not isinstance(found, Interpreter) or found.ending:
             raise Refused("os_error", "the interpreter has ended")
         if found.cell is not None:
             raise Refused("busy", "the interpreter is running other code")
@@ -2256,27 +2220,28 @@ class Server:
         (path,) = expect(fields, 1)
         with self.user:
             fd = self.workspace.open(path, LIST)
-        counted = [0]
-        Reader(self, call, path, self._listing(fd, path, counted), lambda: counted[0])
+        Reader(self, call, path, self._listing(fd, path))
 
-    def _listing(self, fd: int, path: bytes, counted: list[int]) -> Iterator[bytes]:
+    def _listing(self, fd: int, path: bytes) -> Generator[bytes, None, int]:
         batch: list[bytes] = []
-        size = 0
+        count = size = 0
+        until = time.monotonic() + LIST_S
         try:
             with os.scandir(fd) as entries:
                 for entry in entries:
                     name = os.fsencode(entry.name)
                     is_dir = self._leads_to_directory(path + b"/" + name) if entry.is_symlink() else entry.is_dir()
                     batch += (name, b"1" if is_dir else b"0")
-                    counted[0] += 1
+                    count += 1
                     size += len(name) + 9
-                    if size > CHUNK // 2:
+                    if size > CHUNK // 2 or time.monotonic() > until:  # links may lead far
                         yield pack(batch)
-                        batch, size = [], 0
+                        batch, size, until = [], 0, time.monotonic() + LIST_S
             if batch:
                 yield pack(batch)
         finally:
             os.close(fd)
+        return count
 
     def _leads_to_directory(self, path: bytes) -> bool:
         try:
@@ -2287,26 +2252,10 @@ class Server:
 
     def op_read(self, call: int, fields: list[bytes]) -> None:
         path, offset, maximum = expect(fields, 3)
-        limit = number(maximum) if maximum else None
-        start = number(offset) if offset else 0
         with self.user:
-            fd = self._open_file(path)
-        source = FileSource(fd, path, start, limit)
-        if limit is not None and os.fstat(fd).st_size - start > limit:
-            raise too_large(path, limit)
-        Reader(self, call, path, source, lambda: source.sent)
-
-    def _open_file(self, path: bytes) -> int:
-        for _ in range(MAX_RACES):
-            directory, name = self.workspace.locate(path)
-            try:
-                return regular(directory, name, path)
-            except OSError as error:
-                if error.errno != errno.ELOOP:
-                    raise
-            finally:
-                os.close(directory)
-        raise OSError(errno.EAGAIN, "it changes all the time")
+            fd = self.workspace.reach(path, lambda directory, name: regular(directory, name, path))
+        limit = number(maximum) if maximum else None
+        Reader(self, call, path, content(fd, path, number(offset) if offset else 0, limit))
 
     def op_write(self, call: int, fields: list[bytes]) -> None:
         path, mode, size = expect(fields, 3)
@@ -2331,14 +2280,10 @@ class Server:
     def op_ping(self, call: int, fields: list[bytes]) -> None:
         self._done(call)
 
-    def op_sync(self, call: int, fields: list[bytes]) -> None:
-        os.sync()
-        self._done(call)
-
     def op_hold(self, call: int, fields: list[bytes]) -> None:
         """Stop everything. A process stops when it leaves the kernel: wait for those that are in the middle of a write."""
         self.held = True
-        self._signal_all(signal.SIGSTOP)
+        send(-1, signal.SIGSTOP)
         end = time.monotonic() + 0.2
         while time.monotonic() < end and self._anyone_runs():
             time.sleep(0.001)
@@ -2346,29 +2291,12 @@ class Server:
 
     def op_release(self, call: int, fields: list[bytes]) -> None:
         self.held = False
-        self._signal_all(signal.SIGCONT)
+        send(-1, signal.SIGCONT)
         self._done(call)
 
-    def _signal_all(self, sig: int) -> None:
-        if os.getpid() == 1:
-            try:
-                os.kill(-1, sig)
-            except ProcessLookupError:  # nobody is there
-                pass
-            return
-        for pid in self.marks.everyone():
-            send(pid, sig)
-
-    def _anyone_runs(self) -> bool:
-        own = pids() if os.getpid() == 1 else self.marks.everyone()
-        return any(slurp(f"/proc/{pid}/stat").rpartition(b")")[2][1:2] in (b"R", b"S", b"D") for pid in own)
-
-    def kill_everything(self) -> None:
-        """The end."""
-        if os.getpid() == 1:
-            self._signal_all(signal.SIGKILL)
-        else:
-            stop_and_kill(lambda: self.marks.everyone() | descend(set(self.children), list(family())), held=True)
+    @staticmethod
+    def _anyone_runs() -> bool:
+        return any(slurp(f"/proc/{pid}/stat").rpartition(b")")[2][1:2] in (b"R", b"S", b"D") for pid in pids())
 
 
 OPERATIONS: dict[bytes, Callable[[Server, int, list[bytes]], None]] = {
@@ -2435,39 +2363,24 @@ def candidates(program: bytes, env: dict[bytes, bytes]) -> Iterator[bytes]:
             yield path
 
 
-def has_ctypes() -> bool:
-    """Whether :func:`libc` works."""
-    try:
-        import _ctypes  # noqa: F401, PLC0415
-    except ImportError:
-        return False
-    return True
-
-
-def close_proc() -> bool:
-    """One user for all: be undumpable, and pass no capability on. Returns whether we still are dumpable."""
-    try:
-        call = libc()
-    except ImportError:
-        return True
-    call.prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
-    if os.getpid() == 1:  # where the one user is root, exec would give it everything that we have
-        call.prctl(PR_SET_SECUREBITS, SECBIT_NOROOT_LOCKED, 0, 0, 0)
-    else:
-        call.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    return bool(call.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0))
+def close_proc() -> None:
+    """One user for all: be undumpable, and pass no capability on."""
+    call = libc().prctl
+    call(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
+    call(PR_SET_SECUREBITS, SECBIT_NOROOT_LOCKED, 0, 0, 0)  # where the one user is root, exec would give it all we have
+    if call(PR_SET_DUMPABLE, 0, 0, 0, 0):
+        raise OSError(errno.EPERM, "the server cannot hide from its own user")
 
 
 def main() -> None:
-    """Serve, and take everything along at the end. Exit code: 0 the owner is gone, 3 its fault, 4 no /proc, 1 ours."""
+    """Serve. Our end is everybody's. Exit code: 0 the owner is gone, 3 its fault, 4 this is no place for us, 1 our fault."""
     os.closerange(3, 256)
-    if os.readlink("/proc/self") != str(os.getpid()):  # numbers read there would hit others
-        os.write(2, b"the guest server needs the /proc of its own PID namespace\n")
+    if os.getpid() != 1 or os.readlink("/proc/self") != "1":  # numbers read in another /proc would hit others
+        os.write(2, b"the guest server has to be the first process of a PID namespace, with the /proc of that\n")
         os._exit(4)
-    server = Server()
     code = 1
     try:
-        server.serve()
+        Server().serve()
     except OwnerGone:
         code = 0
     except ProtocolError as error:
@@ -2480,10 +2393,7 @@ def main() -> None:
         line = trace.tb_lineno if trace is not None else 0
         os.write(2, text(f"the guest server failed in line {line}: {type(error).__name__}: {error}\n"))
     finally:
-        try:
-            server.kill_everything()
-        finally:
-            os._exit(code)
+        os._exit(code)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""The guest server in each of its surroundings: as an ordinary process, as root that switches users, in a container."""
+"""The guest server in each of its surroundings: with one user, as root that switches users, in a container.
+
+Always as the first process of a PID namespace. See :func:`~tests.backend.guest.client.own_namespace`.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.backend.guest.client import SOURCE, Guest
+from tests.backend.guest.client import SOURCE, Guest, own_namespace
 
 UID = 20001
 IMAGE = "rath-test:base"
@@ -39,6 +42,8 @@ def opened(kind: str, directory: Path) -> Guest:
         return guest
     if kind == "switch" and os.geteuid() != 0:
         pytest.skip("only root can switch users")
+    if own_namespace() is None:
+        pytest.skip("there are no PID namespaces for us here: that needs root, or user namespaces")
     guest = Guest()
     if kind == "switch":
         for above in (directory, *directory.parents):  # pytest's directories are for their owner only
@@ -46,14 +51,13 @@ def opened(kind: str, directory: Path) -> Guest:
                 above.chmod(above.stat().st_mode | 0o055)
         guest.configure(directory, mode="switch", uid=UID, gid=UID, mark="groups")
     else:
-        guest.configure(directory, mode="same", mark="none")
+        assert guest.configure(directory, mode="same", mark="uts")["mark"] == "uts"
     return guest
 
 
 # Each container costs a second of the engine's time.
 IN_DOCKER = pytest.param("docker", marks=[pytest.mark.docker, pytest.mark.slow])
 ANYWHERE = ["same", "switch", IN_DOCKER]
-MARKED = ["switch", IN_DOCKER]
 
 
 @pytest.fixture
@@ -69,9 +73,9 @@ def guest(request: pytest.FixtureRequest, workspace: Path) -> Iterator[Guest]:
         yield guest
 
 
-@pytest.fixture(params=MARKED)
-def marked(request: pytest.FixtureRequest, workspace: Path) -> Iterator[Guest]:
-    """One whose calls carry marks that cannot be put off."""
+@pytest.fixture(params=["switch", IN_DOCKER])
+def switching(request: pytest.FixtureRequest, workspace: Path) -> Iterator[Guest]:
+    """One whose commands are another user."""
     with opened(request.param, workspace) as guest:
         assert guest.config["mark"] == "groups"
         yield guest
@@ -83,8 +87,15 @@ def contained(workspace: Path) -> Iterator[Guest]:
         yield guest
 
 
+@pytest.fixture(params=["same", "switch"])
+def outside_docker(request: pytest.FixtureRequest, workspace: Path) -> Iterator[Guest]:
+    """One with the programs of this machine."""
+    with opened(request.param, workspace) as guest:
+        yield guest
+
+
 @pytest.fixture
 def plain(workspace: Path) -> Iterator[Guest]:
-    """An ordinary process; the test can look into ``workspace`` from outside."""
+    """One whose ``workspace`` the test can look into from outside."""
     with opened("same", workspace) as guest:
         yield guest

@@ -1,10 +1,11 @@
-"""A backend for tests: the guest server as a plain process over a socket pair. It isolates nothing."""
+"""A backend for tests: the guest server in a PID namespace of its own, over a socket pair. It isolates nothing else."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from rath.backend.guest.config import GuestConfig
 from rath.backend.spec import BackendSandboxSpec
 from rath.backend.types import Capabilities, IsolationLevel
 from rath.core import ports
+from tests.backend.guest.client import own_namespace, server_of
 
 SERVER = os.path.join(os.path.dirname(guest.__file__), "server.py")
 PYTHON = shutil.which("python3", path="/usr/local/bin:/usr/bin") or sys.executable
@@ -31,6 +33,11 @@ class PlainGuestSandbox(GuestSandbox):
 
     process: subprocess.Popen[bytes]
     top: str
+
+    @property
+    def server_pid(self) -> int:
+        """The guest server, whose parent ``process`` is."""
+        return server_of(self.process.pid)
 
 
 @registry.register("plain-guest-for-tests")
@@ -56,7 +63,7 @@ class PlainGuestBackend(GuestBackend):
         top, workspace, near, process = _start()
         near.setblocking(False)
         _, channel = await asyncio.get_running_loop().create_connection(lambda: Channel(workspace), sock=near)
-        channel.on_distrust = process.kill
+        channel.on_distrust = lambda: os.kill(server_of(process.pid), signal.SIGKILL)
         root = self.switches and os.geteuid() == 0
         config = GuestConfig(
             workspace,
@@ -91,5 +98,5 @@ def _start() -> tuple[str, str, socket.socket, subprocess.Popen[bytes]]:
     os.mkdir(workspace)
     near, far = socket.socketpair()
     with open(SERVER, encoding="utf-8") as file, far:
-        command = [sys.executable, "-I", "-S", "-u", "-c", file.read(), workspace]
+        command = [*(own_namespace() or ()), sys.executable, "-I", "-S", "-u", "-c", file.read(), workspace]
         return top, workspace, near, subprocess.Popen(command, stdin=far, stdout=far, env={}, cwd=workspace)

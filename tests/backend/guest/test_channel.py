@@ -412,6 +412,19 @@ async def ready_unasked(_channel: Channel, peer: Peer, _call: int) -> None:
     peer.send(Kind.READY, 0)
 
 
+async def output_without_content(_channel: Channel, peer: Peer, call: int) -> None:
+    peer.send(Kind.OUT, call)
+
+
+async def no_credit(_channel: Channel, peer: Peer, call: int) -> None:
+    peer.send(Kind.GUEST_CREDIT, call, pack_credit(0))
+
+
+async def endless_words(_channel: Channel, peer: Peer, _call: int) -> None:
+    for _ in range(1_001):
+        peer.send(Kind.LOG, 0, b"word")
+
+
 async def the_end_within_a_frame(_channel: Channel, peer: Peer, call: int) -> None:
     peer.writer.write(encode(Kind.DONE, call, bytes(100))[:50])
     peer.writer.write_eof()
@@ -420,7 +433,8 @@ async def the_end_within_a_frame(_channel: Channel, peer: Peer, call: int) -> No
 LIES = [
     oversized, unknown_id, unknown_kind, done_twice, output_beyond_what_was_asked, errors_beyond_what_was_asked,
     a_value_that_nobody_asked_for, a_stream_that_nobody_asked_for, endless_credit, a_credit_that_is_none, a_cut_field,
-    a_failure_without_words, a_failure_of_no_kind, a_second_hello, ready_unasked, the_end_within_a_frame,
+    a_failure_without_words, a_failure_of_no_kind, a_second_hello, ready_unasked, output_without_content, no_credit,
+    endless_words, the_end_within_a_frame,
 ]  # fmt: skip
 
 
@@ -477,6 +491,26 @@ def test_more_than_the_window_of_a_stream_is_a_lie() -> None:
             with pytest.raises(SandboxBroken):
                 while True:
                     await anext(stream)
+
+    with_peer(test)
+
+
+def test_a_window_full_of_tiny_frames_needs_no_more_memory_than_one_of_large_ones() -> None:
+    frames = 100_000
+
+    async def test(channel: Channel, peer: Peer) -> None:
+        async with channel.stream("read", b"x", limit_bytes=1 << 40) as stream:
+            call, _ = await peer.run()
+            tiny = encode(Kind.GUEST_DATA, call, b"ab") * frames
+            tracemalloc.start()
+            try:
+                peer.writer.write(tiny)
+                peer.done(call, b"n")
+                await soon(lambda: stream._call.done.done())
+                assert tracemalloc.get_traced_memory()[0] < len(tiny) + MIB  # as objects of their own they are 4 MB
+            finally:
+                tracemalloc.stop()
+            assert b"".join([data async for data in stream]) == b"ab" * frames
 
     with_peer(test)
 

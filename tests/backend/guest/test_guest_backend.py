@@ -23,15 +23,17 @@ from rath.backend.types import (
     BackendSandbox,
     BackendToolCodeRun,
     BackendToolCommandRun,
+    BackendToolFilesList,
     BackendToolFilesRead,
     BackendToolFilesWrite,
     CodeResult,
     CommandResult,
     FileContent,
+    FileEntries,
     ToolExecutionFailure,
 )
 from rath.core import ports
-from rath.errors import SandboxBroken, SandboxError, SandboxUnavailable
+from rath.errors import SandboxBroken, SandboxError, SandboxUnavailable, UsageValueError
 from rath.testing.sandbox import SandboxConformance
 from tests.backend.guest.plain import OneUserBackend, PlainGuestBackend, PlainGuestSandbox
 
@@ -88,14 +90,51 @@ def test_git_works_in_a_workspace_of_another_user(sandbox: BackendSandbox) -> No
     run(sandbox, "git status --short")
 
 
-@pytest.mark.parametrize("env", [{"": "x"}, {"A=B": "x"}, {"A": "x\0"}, {"A": 1}])
+@pytest.mark.parametrize("env", [{"": "x"}, {"A=B": "x"}, {"A": "x\0"}, {"A": 1}, {"A": "\ud800"}, {"\udfff\ud800": ""}])
 def test_a_variable_that_cannot_be_is_a_failure(sandbox: BackendSandbox, env: dict[str, str]) -> None:
     failure = sandbox.dispatch(BackendToolCommandRun("true", env=env))
     assert isinstance(failure, ToolExecutionFailure)
     assert failure.kind == "invalid_tool_arguments"
-    with pytest.raises(SandboxUnavailable, match="env"):
+    with pytest.raises(UsageValueError, match="env"):
         sandbox.backend.open(BackendSandboxSpec(env=env))
     assert sandbox.backend.sandbox_count() == 1
+
+
+def test_an_environment_that_is_too_large_opens_nothing_and_says_so(sandbox: BackendSandbox) -> None:
+    with pytest.raises(SandboxUnavailable, match="the environment has 30.,... bytes, and may have 262,144"):
+        sandbox.backend.open(BackendSandboxSpec(env={f"V{n}": "x" * 1000 for n in range(300)}))
+    assert sandbox.backend.sandbox_count() == 1
+
+
+def test_half_of_a_surrogate_pair_is_a_failure_wherever_it_is(sandbox: BackendSandbox) -> None:
+    half = "\ud800"
+    for call in (
+        BackendToolCommandRun(half), BackendToolCommandRun("cat", stdin=half), BackendToolCommandRun("true", cwd=half),
+        BackendToolCodeRun(half, language="sh"), BackendToolFilesRead(half), BackendToolFilesWrite("f", half),
+    ):  # fmt: skip
+        assert isinstance(sandbox.dispatch(call), ToolExecutionFailure), call
+    assert run(sandbox, "echo still good") == b"still good\n"
+
+
+@pytest.mark.parametrize("timeout", [1e9, 1e300, float("inf")])
+def test_a_time_limit_beyond_all_clocks_is_none(sandbox: BackendSandbox, timeout: float) -> None:
+    ran = sandbox.dispatch(BackendToolCommandRun("echo done", timeout=timeout))
+    assert isinstance(ran, CommandResult)
+    assert ran.stdout == b"done\n"
+
+
+def test_a_directory_with_too_many_entries_for_a_list_is_a_failure_and_breaks_nothing(sandbox: PlainGuestSandbox) -> None:
+    many = Path(sandbox.handle) / "many"
+    many.mkdir()
+    for n in range(100_001):
+        os.mknod(many / f"{n}")
+    failure = sandbox.dispatch(BackendToolFilesList("many"))
+    assert isinstance(failure, ToolExecutionFailure)
+    assert (failure.kind, "ls | head" in failure.message) == ("file_too_large", True)
+    (many / "0").unlink()
+    listed = sandbox.dispatch(BackendToolFilesList("many"))
+    assert isinstance(listed, FileEntries)
+    assert [entry.name for entry in listed.entries] == sorted(str(n) for n in range(1, 100_001))
 
 
 def test_more_arguments_than_a_request_holds_are_a_failure_that_says_what_to_do(sandbox: BackendSandbox) -> None:
@@ -161,7 +200,7 @@ def test_the_end_of_the_interpreter_is_told_and_the_next_call_says_that_it_is_ne
 
 def test_an_interpreter_that_dies_between_two_calls_is_started_again(sandbox: BackendSandbox) -> None:
     pid = int(code(sandbox, "import os; os.getpid()").text or 0)
-    run(sandbox, f"kill -9 {pid}")
+    run(sandbox, f"kill -9 {pid}; while kill -0 {pid} 2>/dev/null; do sleep .01; done")
     again = code(sandbox, "6 * 7")
     assert (again.text, again.error, again.restarted) == ("42", None, True)
 
@@ -280,9 +319,9 @@ def test_only_what_differs_is_fetched(tmp_path: Path) -> None:
     with registry.get(NAME).open(BackendSandboxSpec(workspace=tmp_path)) as sandbox:
         run(sandbox, "echo small > new")
         assert isinstance(sandbox, PlainGuestSandbox)
-        before = Path(f"/proc/{sandbox.process.pid}/io").read_text()
+        before = Path(f"/proc/{sandbox.server_pid}/io").read_text()
         assert ports.engine().run(sandbox.diff()).added == ("new",)
-        after = Path(f"/proc/{sandbox.process.pid}/io").read_text()
+        after = Path(f"/proc/{sandbox.server_pid}/io").read_text()
     written = [int(text.split("wchar: ")[1].split()[0]) for text in (before, after)]
     assert written[1] - written[0] < 100_000
 
@@ -317,7 +356,7 @@ def test_a_guest_that_dies_breaks_the_sandbox_at_once(sandbox: PlainGuestSandbox
     async def kill_under_it() -> None:
         task = asyncio.create_task(sandbox.perform(BackendToolCommandRun("sleep 30")))
         await asyncio.sleep(0.2)
-        os.kill(sandbox.process.pid, signal.SIGKILL)
+        os.kill(sandbox.server_pid, signal.SIGKILL)
         with pytest.raises(SandboxBroken, match="outcome"):
             await task
 
@@ -329,7 +368,7 @@ def test_a_guest_that_dies_breaks_the_sandbox_at_once(sandbox: PlainGuestSandbox
 
 
 def test_a_guest_that_dies_while_nobody_calls_breaks_the_sandbox_too(sandbox: PlainGuestSandbox) -> None:
-    os.kill(sandbox.process.pid, signal.SIGKILL)
+    os.kill(sandbox.server_pid, signal.SIGKILL)
     sandbox.process.wait()
     time.sleep(0.1)
     with pytest.raises(SandboxBroken, match="broke earlier"):
@@ -338,12 +377,14 @@ def test_a_guest_that_dies_while_nobody_calls_breaks_the_sandbox_too(sandbox: Pl
 
 @pytest.mark.slow
 def test_a_guest_that_stands_still_breaks_the_sandbox_after_the_time_limit(sandbox: PlainGuestSandbox) -> None:
-    os.kill(sandbox.process.pid, signal.SIGSTOP)
+    server = Path(f"/proc/{sandbox.server_pid}")
+    os.kill(sandbox.server_pid, signal.SIGSTOP)
     start = time.monotonic()
     with pytest.raises(SandboxBroken, match="in time"):
         sandbox.dispatch(BackendToolCommandRun("true", timeout=0.1))
     assert time.monotonic() - start < 3
-    assert sandbox.process.wait(5) == -signal.SIGKILL
+    sandbox.process.wait(5)
+    assert not server.exists()
 
 
 def failing(where: Callable[[GuestSandbox], None]) -> type[PlainGuestBackend]:
@@ -381,7 +422,7 @@ def test_a_guest_that_dies_while_it_opens_is_unavailable_and_gone() -> None:
         async def _launch(self, spec: BackendSandboxSpec, start: Start) -> GuestSandbox:
             sandbox = await super()._launch(spec, start)
             assert isinstance(sandbox, PlainGuestSandbox)
-            sandbox.process.kill()
+            os.kill(sandbox.server_pid, signal.SIGKILL)
             return sandbox
 
     backend = Short()

@@ -30,9 +30,7 @@ def bubble(workspace: Path) -> Iterator[Guest]:
     if not works:
         pytest.skip(f"bubblewrap does not work here, or {PYTHON} has no ctypes ({shutil.which('bwrap')})")
     with Guest([*command, PYTHON, "-I", "-S", "-u", "-c", SOURCE]) as guest:
-        assert guest.hello["pid"] == "1"
-        said = guest.configure("/mnt", mode="same", mark="uts")
-        assert (said["mark"], said["dumpable"]) == ("uts", "0")
+        assert guest.configure("/mnt", mode="same", mark="uts")["mark"] == "uts"
         yield guest
 
 
