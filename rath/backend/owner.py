@@ -6,6 +6,7 @@ is gone, however it ended: the kernel frees it at once, and no process id can be
 
     STATE/owners/OWNER/lock            held by flock as long as the process lives
     STATE/owners/OWNER/owner.json      pid, boot, machine, command line
+    STATE/owners/OWNER/things          there if anything outside of this directory may carry its name
     STATE/sandboxes/SANDBOX.json       what is open: backend, image, handle, owner, ...
     STATE/sandboxes/SANDBOX.calls      one line of JSON a call; 1 MiB at most
 
@@ -16,6 +17,7 @@ is gone, however it ended: the kernel frees it at once, and no process id can be
 from __future__ import annotations
 
 import asyncio
+import atexit
 import contextlib
 import fcntl
 import json
@@ -42,6 +44,7 @@ __all__ = [
     "alive",
     "boot_id",
     "calls",
+    "forget_idle_owners",
     "forget_owner",
     "machine_id",
     "owner",
@@ -55,6 +58,8 @@ TEXT_LENGTH = 200
 LOG_BYTES = 1 << 20
 FLUSH_S = 0.25
 FLUSH_CALLS = 256
+_THINGS = "things"
+_CUT_SHORT_S = 60.0
 
 
 # -- places -----------------------------------------------------------------------------------------------------------
@@ -128,6 +133,8 @@ class Owner:
         self.state = state
         self.pid = os.getpid()
         self.directory = state / "owners" / self.id
+        self.has_things = False
+        self.open: set[str] = set()
         # Nobody may see the file before it is locked: it would look like a dead owner's.
         hidden = state / "owners" / f".{self.id}"
         hidden.mkdir(mode=0o700)
@@ -139,6 +146,7 @@ class Owner:
 
     def opened(self, record: SandboxRecord) -> CallLog:
         """Note a sandbox as open; where to note its calls."""
+        self.open.add(record.id)
         path = self.state / "sandboxes" / f"{record.id}.json"
         with contextlib.suppress(OSError):
             temporary = path.with_name(f".{record.id}")
@@ -148,7 +156,14 @@ class Owner:
 
     def closed(self, sandbox: str) -> None:
         """Note a sandbox as closed: its record goes."""
+        self.open.discard(sandbox)
         _forget_sandbox(self.state, sandbox)
+
+    def names_things(self) -> None:
+        """From now on something elsewhere may carry its name: who removes what is noted here has to look for that first."""
+        if not self.has_things:
+            (self.directory / _THINGS).touch(mode=0o600)
+            self.has_things = True
 
     def drop(self) -> None:
         """Let go of the lock without removing anything: the process is a child that its owner forked."""
@@ -160,16 +175,24 @@ _lock = threading.Lock()
 _owner: Owner | None = None
 
 
-def owner() -> Owner:
+def owner(*, names_things: bool = True) -> Owner:
     """This process's owner, made when first asked for.
+
+    Args:
+        names_things: whether its name is for more than records.
 
     Raises:
         SandboxUnavailable: there is no place for its lock.
     """
     global _owner
     with _lock:
-        if _owner is None:
-            _owner = Owner(state_directory())
+        try:
+            if _owner is None:
+                _owner = Owner(state_directory())
+            if names_things:
+                _owner.names_things()
+        except OSError as error:
+            raise SandboxUnavailable(f"rath's lock {error.filename} cannot be made: {error.strerror}") from error
         return _owner
 
 
@@ -209,6 +232,30 @@ def forget_owner(owner_id: str) -> None:
             _forget_sandbox(state, record.id)
     if alive(owner_id) is False:
         shutil.rmtree(state / "owners" / owner_id, ignore_errors=True)
+
+
+def forget_idle_owners() -> None:
+    """Remove what is noted of dead owners whose names nothing else carries, and notes that were cut short by a death."""
+    state = state_directory()
+    for name in owners():
+        if alive(name) is False and not (state / "owners" / name / _THINGS).exists():
+            forget_owner(name)
+    for path in (*(state / "owners").glob(".*"), *(state / "sandboxes").iterdir()):
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime < _CUT_SHORT_S:
+                continue
+            if path.parent.name == "owners":
+                shutil.rmtree(path)
+            elif path.name.startswith(".") or not path.with_suffix(".json").exists():
+                path.unlink()
+
+
+@atexit.register
+def _forget_own() -> None:
+    """A process that ends in order, and of which nothing is left, is not heard of any more."""
+    if _owner is not None and not _owner.has_things and not _owner.open:
+        _owner.drop()
+        shutil.rmtree(_owner.directory, ignore_errors=True)
 
 
 # -- sandboxes --------------------------------------------------------------------------------------------------------

@@ -7,13 +7,24 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import timedelta
+from decimal import Decimal
 
 from rath.errors import UsageTypeError, UsageValueError
 
-__all__ = ["BackendSandboxSpec", "host_workspace", "parse_bytes", "parse_endpoints", "refuse_unsupported", "timeout_of"]
+__all__ = [
+    "BackendSandboxSpec",
+    "host_workspace",
+    "parse_bytes",
+    "parse_endpoints",
+    "parse_user",
+    "refuse_unsupported",
+    "timeout_of",
+]
 
 _UNITS = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([bkmgt]?)(?:i?b)?\s*", re.IGNORECASE)
+_USER = re.compile(r"([0-9]{1,10})(?::([0-9]{1,10}))?")
+_NO_USER = 2**32 - 1  # what chown and setresuid take for "leave it"
 _HOST = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.-]{0,252}[A-Za-z0-9])?")
 
 
@@ -90,13 +101,41 @@ def refuse_unsupported(spec: BackendSandboxSpec | None, backend: str, supported:
     return spec
 
 
+# What else could only be noticed far from here, by an error that does not name the field.
+_TYPES: dict[str, tuple[type | tuple[type, ...], str]] = {
+    "env": (Mapping, "a dict of names and values"),
+    "timeout": (timedelta, "a duration: datetime.timedelta(seconds=...)"),
+    "idle_timeout": (timedelta, "a duration: datetime.timedelta(minutes=...)"),
+    "working_dir": ((str, os.PathLike), "a path"),
+    "workspace": ((str, os.PathLike), "a path"),
+    "cpus": ((int, float), "a number of processors, such as 1.5"),
+    "pids": (int, "a number of processes"),
+    "network": ((str, Sequence), "'none', 'bridge', or a list of 'host:port'"),
+    "mounts": (Mapping, "a dict of paths: {place in the sandbox: path of the host}"),
+    "pool": (int, "a number of sandboxes to keep warm, 0 for none"),
+}
+
+
+def _check_types(spec: BackendSandboxSpec) -> None:
+    for name, (kind, what) in _TYPES.items():
+        value = getattr(spec, name)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, kind)):
+            raise UsageTypeError(f"{name}={value!r} is {what}; not {type(value).__name__}")
+    for inside in spec.mounts or {}:
+        if not isinstance(inside, str):
+            raise UsageTypeError(f"mounts: the place in the sandbox is a str, such as '/data'; not {inside!r}")
+
+
 def _check_values(spec: BackendSandboxSpec) -> None:
+    _check_types(spec)
     if spec.timeout is not None and spec.timeout.total_seconds() <= 0:
         raise UsageValueError(f"timeout={spec.timeout!r}: a call needs more than no time")
     if spec.idle_timeout is not None and spec.idle_timeout.total_seconds() < 0:
         raise UsageValueError(f"idle_timeout={spec.idle_timeout!r} is negative; zero means never")
-    if spec.working_dir is not None and not spec.working_dir.strip():
-        raise UsageValueError('working_dir is empty: name a directory ("." is the current one), or leave it out')
+    for name in ("working_dir", "workspace"):
+        value = getattr(spec, name)
+        if value is not None and not os.fspath(value).strip():
+            raise UsageValueError(f'{name} is empty: name a directory ("." is the current one), or leave it out')
     if spec.workspace is not None and spec.working_dir is not None:
         raise UsageValueError("working_dir and workspace both name the workspace: give one of them")
     if spec.workspace_mode not in ("copy", "bind"):
@@ -111,7 +150,7 @@ def _check_values(spec: BackendSandboxSpec) -> None:
         raise UsageValueError(f"cpus={spec.cpus!r}: a sandbox needs more than no processor")
     if spec.pids is not None and spec.pids < 1:
         raise UsageValueError(f"pids={spec.pids!r}: a sandbox needs at least one process")
-    if not isinstance(spec.pool, int) or spec.pool < 0:
+    if spec.pool < 0:
         raise UsageValueError(f"pool={spec.pool!r} is a number of sandboxes to keep warm, 0 for none")
     if spec.network is not None and spec.network not in ("none", "bridge"):
         parse_endpoints(spec.network)
@@ -131,6 +170,18 @@ def host_workspace(spec: BackendSandboxSpec) -> str | None:
     return None if named is None else os.path.abspath(os.path.expanduser(os.fspath(named)))
 
 
+def parse_user(named: str) -> tuple[int, int]:
+    """The numbers of a user and its group; alone, a user's number is its group's too.
+
+    Raises:
+        UsageValueError: they are none, or root's.
+    """
+    match = _USER.fullmatch(named) if isinstance(named, str) else None
+    if match is None or not all(0 < int(number) < _NO_USER for number in match.groups(match[1])):
+        raise UsageValueError(f"user={named!r}: 'uid' or 'uid:gid', as numbers; never 0")
+    return int(match[1]), int(match[2] or match[1])
+
+
 def parse_bytes(value: int | str, name: str) -> int:
     """A size in bytes, from a number or text such as ``"512m"``.
 
@@ -145,7 +196,7 @@ def parse_bytes(value: int | str, name: str) -> int:
         match = _SIZE.fullmatch(value)
         if match is None:
             raise UsageValueError(f"{name}={value!r} is no size: give bytes, or text such as '512m' or '2g'")
-        size = int(float(match[1]) * _UNITS[match[2].lower()])
+        size = int(Decimal(match[1]) * _UNITS[match[2].lower()])
     if size <= 0:
         raise UsageValueError(f"{name}={value!r}: a size is more than nothing")
     return size

@@ -10,9 +10,11 @@ from datetime import datetime
 from typing import Any
 
 from rath.backend import owner
+from rath.backend.bwrap import sweep as bwrap_sweep
 from rath.backend.docker import labels, sweep, where
 from rath.backend.docker.engine import engine
 from rath.backend.docker.network import ROLE
+from rath.backend.host.own import Leftover
 from rath.backend.owner import SandboxRecord
 from rath.cli.console import Screen, Trouble, err, out
 from rath.display.text import count, duration, fit, one_line
@@ -192,8 +194,12 @@ def _table(screen: Screen, found: list[Open]) -> None:
 
 
 def reap(*, dry_run: bool, as_json: bool) -> int:
-    """Remove what dead owners left, and say what went and what stays; 1 if something could not be removed."""
+    """Remove what dead owners left, and say what went and what stays; 1 if something could not be removed.
+
+    An engine that does not answer keeps only what is its own from being removed.
+    """
     problem, report = "", sweep.Report()
+    directories = bwrap_sweep.sweep(dry_run=dry_run)
     if where.answers():
         try:
             report = sweep.sweep_blocking(engine(), dry_run)
@@ -201,20 +207,28 @@ def reap(*, dry_run: bool, as_json: bool) -> int:
             problem = str(error)
     else:
         problem = where.remedy()
-    code = 1 if problem or report.failed else 0
+    code = 1 if problem or report.failed or any(left.fate == "failed" for left in directories) else 0
     if as_json:
         groups = {name: [_found_json(one) for one in getattr(report, name)] for name in ("removed", "kept", "failed")}
-        out().json({"dry_run": dry_run, "problem": problem or None, **groups, "owners": report.owners})
+        found = [left._asdict() for left in directories]
+        out().json({"dry_run": dry_run, "problem": problem or None, **groups, "owners": report.owners, "directories": found})
         return code
-    if problem:
-        raise Trouble(f"the Docker Engine cannot be asked, so nothing was removed: {problem}", code=1)
     screen = out()
+    _show_directories(screen, directories, dry_run)
+    if problem:
+        raise Trouble(f"the Docker Engine cannot be asked, so nothing of it was removed: {problem}", code=1)
     _show_found(screen, "would remove" if dry_run else "removed", report.removed, "green")
     _show_found(screen, "kept", report.kept, "dim")
     _show_found(screen, "could not remove", report.failed, "bold red")
-    if not report.removed and not report.failed:
+    if not report.removed and not report.failed and not directories:
         screen.line("nothing was left behind")
     return code
+
+
+def _show_directories(screen: Screen, found: list[Leftover], dry_run: bool) -> None:
+    shown = {"removed": ("would remove" if dry_run else "removed", "green"), "failed": ("could not remove", "bold red")}
+    for left in found:
+        screen.line(shown.get(left.fate, (left.fate, "dim")), f" directory {left.path}: {left.why}")
 
 
 def _show_found(screen: Screen, what: str, found: list[sweep.Found], style: str) -> None:

@@ -9,24 +9,23 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from rath.backend import owner as owners
 from rath.backend.owner import CallLog, Owner, SandboxRecord
-from rath.core.redact import add_secret
+from rath.core.redact import register_secret
 from rath.errors import SandboxUnavailable
 
 
 @pytest.fixture
-def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A state directory of the test's own."""
     runtime = tmp_path / "run"
     runtime.mkdir(mode=0o700)
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(runtime))
-    yield owners.state_directory()
+    return owners.state_directory()
 
 
 def python(code: str) -> subprocess.Popen[str]:
@@ -67,6 +66,38 @@ def test_a_forked_child_neither_keeps_its_parent_alive_nor_is_it(state: Path) ->
         assert owners.alive(child) is True
         assert process.stdin is not None
         process.stdin.close()
+
+
+@pytest.mark.parametrize("names_things", [True, False])
+def test_only_of_dead_owners_that_name_nothing_elsewhere_every_note_may_go(state: Path, names_things: bool) -> None:
+    code = (
+        "from rath.backend.owner import SandboxRecord, owner\n"
+        f"mine = owner(names_things={names_things})\n"
+        "mine.opened(SandboxRecord('ab' * 8, '', 'bwrap', '1'))\n"
+        "print(mine.id, flush=True); input()"
+    )
+    with python(code) as child:
+        assert child.stdout is not None
+        name = child.stdout.readline().strip()
+        owners.forget_idle_owners()
+        assert name in owners.owners()
+        child.kill()
+    rest, young = (state / "sandboxes" / f"{two * 8}.calls" for two in ("cd", "ef"))
+    for path in (rest, young):
+        path.touch()
+    os.utime(rest, (0, 0))
+    owners.forget_idle_owners()
+    assert (name in owners.owners()) is names_things
+    assert (rest.exists(), young.exists()) == (False, True)
+
+
+def test_a_process_that_ends_in_order_and_leaves_nothing_is_forgotten(state: Path) -> None:
+    code = "from rath.backend.owner import owner; import sys; print(owner(names_things=len(sys.argv) > 1).id)"
+    names = [
+        subprocess.run([sys.executable, "-c", code, *more], capture_output=True, text=True, check=True).stdout.strip()
+        for more in ([], ["things"])
+    ]
+    assert [owners.alive(name) for name in names] == [None, False]
 
 
 def test_asking_from_the_same_process_says_alive(state: Path) -> None:
@@ -123,7 +154,7 @@ def test_open_sandboxes_and_their_calls_can_be_read_and_go_with_the_close(state:
 
 
 def test_secrets_do_not_reach_the_notes_even_where_the_text_is_cut(tmp_path: Path) -> None:
-    add_secret("hunter2-hunter2-hunter2")
+    register_secret("hunter2-hunter2-hunter2")
     log = CallLog(tmp_path / "calls")
 
     async def work() -> None:

@@ -11,6 +11,7 @@ import signal
 import struct
 import subprocess
 import sys
+import tempfile
 import termios
 import time
 from collections.abc import Callable, Iterator
@@ -20,8 +21,10 @@ from typing import Any
 import docker
 import pytest
 
+from rath.backend.bwrap import preflight
 from rath.backend.docker.labels import OWNER, SANDBOX
 from rath.backend.docker.where import endpoint
+from rath.errors import SandboxUnavailable
 from tests.cli.support import CONTROL, Ran, command, environment, rath
 
 IMAGE = "rath-test:base"
@@ -79,11 +82,13 @@ time.sleep(600)
 
 
 @contextlib.contextmanager
-def program(home: Path, source: str, *arguments: str, engine: str = "unix:///nowhere") -> Iterator[subprocess.Popen[str]]:
+def program(
+    home: Path, source: str, *arguments: str, engine: str = "unix:///nowhere", **more: str
+) -> Iterator[subprocess.Popen[str]]:
     """A process with a state directory of its own in ``home``, which has opened what it opens."""
     process = subprocess.Popen(
         [sys.executable, "-c", source, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        env=environment(home, {"XDG_RUNTIME_DIR": str(home), "DOCKER_HOST": engine}),
+        env=environment(home, {"XDG_RUNTIME_DIR": str(home), "DOCKER_HOST": engine, **more}),
     )  # fmt: skip
     try:
         assert process.stdout is not None
@@ -133,7 +138,7 @@ def test_without_an_engine_the_list_says_so_and_is_no_error(sandbox: Callable[..
 def test_without_an_engine_nothing_can_be_reaped_and_that_is_an_error(sandbox: Callable[..., Ran]) -> None:
     ran = sandbox("reap")
     assert ran.code == 1
-    assert "nothing was removed" in ran.err
+    assert "nothing of it was removed" in ran.err
     as_json = sandbox("reap", "--json", "--dry-run")
     assert as_json.code == 1
     assert (as_json.json["dry_run"], as_json.json["removed"]) == (True, [])
@@ -220,6 +225,76 @@ def test_the_tab_key_completes_ids(tmp_path: Path) -> None:
             capture_output=True, text=True, check=False,
         )  # fmt: skip
     assert done.stdout.split() == ["ab" * 8]
+
+
+# -- bubblewrap -------------------------------------------------------------------------------------------------------
+
+BWRAP = """
+import sys
+from rath import Session
+from rath.backend import BackendToolCommandRun
+session = Session.from_user_message("x").to("bwrap")
+sandbox = session.require_sandbox()
+sandbox.dispatch(BackendToolCommandRun("echo in bwrap; exit 3"))
+print("open", flush=True)
+sys.stdin.readline()
+session.close_sandbox()
+print("done", flush=True)
+sys.stdin.readline()
+"""
+
+
+@pytest.fixture
+def works() -> None:
+    try:
+        preflight.check()
+    except SandboxUnavailable as error:
+        if os.environ.get("RATH_REQUIRE_DOCKER"):
+            raise
+        pytest.skip(str(error))
+
+
+@pytest.fixture
+def temporary() -> Iterator[Path]:
+    """For ``TMPDIR``: a directory that every user may enter, as those of pytest are not."""
+    with tempfile.TemporaryDirectory(prefix="rath-test-") as name:
+        os.chmod(name, 0o755)
+        yield Path(name)
+
+
+@pytest.mark.slow
+def test_a_session_in_bwrap_is_listed_with_its_calls_and_gone_when_it_closes(tmp_path: Path, works: None) -> None:
+    env = {"XDG_RUNTIME_DIR": str(tmp_path)}
+    with program(tmp_path, BWRAP) as process:
+        time.sleep(0.5)  # calls are written a few times a second
+        [one] = rath(tmp_path, "sandbox", "ps", "--json", env=env).json["sandboxes"]
+        assert (one["backend"], one["state"], one["owner_pid"]) == ("bwrap", "running", process.pid)
+        assert one["last_call"] == "CommandRun echo in bwrap; exit 3"
+        assert "✗ 3 CommandRun echo in bwrap" in rath(tmp_path, "sandbox", "logs", one["id"], env=env).out
+        tell(process, "close")
+        assert rath(tmp_path, "sandbox", "ps", "--json", env=env).json["sandboxes"] == []
+        process.communicate("\n")
+    assert os.listdir(tmp_path / "rath" / "owners") == []  # who ended in order is not heard of any more
+
+
+@pytest.mark.slow
+def test_reap_says_when_a_dead_owners_directory_goes_and_then_removes_it(tmp_path: Path, temporary: Path, works: None) -> None:
+    env = {"XDG_RUNTIME_DIR": str(tmp_path), "TMPDIR": str(temporary)}
+    with program(tmp_path, BWRAP, TMPDIR=str(temporary)) as process:
+        assert rath(tmp_path, "sandbox", "reap", "--json", env=env).json["directories"] == []  # its owner lives
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    [left] = temporary.glob("rath-*.own")
+    [young] = rath(tmp_path, "sandbox", "reap", "--json", env=env).json["directories"]
+    assert (young["path"], young["fate"], "goes when it is 60 s old" in young["why"]) == (str(left), "kept", True)
+    assert rath(tmp_path, "sandbox", "ps", "--json", env=env).json["sandboxes"] == []
+    os.utime(left, (0, 0))
+    assert f"would remove directory {left}" in rath(tmp_path, "sandbox", "reap", "--dry-run", env=env).out
+    assert left.is_dir()
+    ran = rath(tmp_path, "sandbox", "reap", env=env)
+    assert f"removed directory {left}" in ran.out
+    assert ran.code == 1  # no engine could be asked
+    assert not left.exists()
 
 
 # -- with an engine ---------------------------------------------------------------------------------------------------

@@ -12,10 +12,11 @@ import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from rath.backend.host.sockets import refuse_engine
 from rath.backend.spec import BackendSandboxSpec
 from rath.errors import UsageValueError
 
-__all__ = ["TMP_BYTES", "WORKSPACE", "Plan", "Python", "arguments", "extra_mounts", "generated_files", "refuse_engine"]
+__all__ = ["TMP_BYTES", "WORKSPACE", "Plan", "Python", "arguments", "extra_mounts", "generated_files"]
 
 WORKSPACE = "/workspace"
 TMP_BYTES = 256 << 20
@@ -30,11 +31,6 @@ _ETC = (
 # Of the whole machine: names of keys, addresses of timers, and memory.
 _MASKED = ("/proc/kcore", "/proc/key-users", "/proc/keys", "/proc/latency_stats", "/proc/sched_debug", "/proc/timer_list")
 _OWN = ("/", "/dev", "/etc", "/proc", "/sys", "/tmp", "/usr", WORKSPACE)
-# Who can reach one of these owns the host, and a read-only mount keeps nobody from connecting.
-_ENGINE_SOCKETS = (
-    "/var/run/docker.sock", "/run/docker.sock", "/run/containerd/containerd.sock", "/run/podman/podman.sock",
-    "/run/crio/crio.sock",
-)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +134,7 @@ def extra_mounts(spec: BackendSandboxSpec) -> dict[str, str]:
     """
     found = {}
     for named, source in (spec.mounts or {}).items():
-        inside = os.path.normpath(named)
+        inside = "/" + os.path.normpath(named).lstrip("/")  # normpath keeps two slashes at the beginning
         outside = os.path.realpath(os.path.expanduser(os.fspath(source)))
         if inside in _OWN or inside.startswith(("/dev/", "/etc/", "/proc/", "/sys/", "/usr/", f"{WORKSPACE}/")):
             raise UsageValueError(f"mounts: {inside} is the sandbox's own: choose another place, such as /data")
@@ -151,14 +147,3 @@ def extra_mounts(spec: BackendSandboxSpec) -> dict[str, str]:
         refuse_engine(outside, "mounts")
         found[inside] = outside
     return found
-
-
-def refuse_engine(path: str, name: str) -> None:
-    """Raise ``UsageValueError`` if a container engine's socket is in the directory ``path``."""
-    for named in _ENGINE_SOCKETS:
-        socket = os.path.realpath(named)
-        if os.path.exists(socket) and socket.startswith(path.rstrip("/") + "/"):
-            raise UsageValueError(
-                f"{name}: {path} holds the engine's socket {socket}, which would give the sandbox the whole machine. "
-                "Name a directory without it"
-            )

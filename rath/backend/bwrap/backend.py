@@ -22,6 +22,7 @@ from rath.backend.bwrap import preflight
 from rath.backend.bwrap.arguments import TMP_BYTES, WORKSPACE, Plan, extra_mounts
 from rath.backend.bwrap.limits import Group, Limits, Scope, holder
 from rath.backend.bwrap.process import PROCESSES, Running, User, stand_in, start
+from rath.backend.bwrap.sweep import sweep_once
 from rath.backend.bwrap.workspace import Frozen, Place, bound, copied, copied_from, empty
 from rath.backend.calls import BackendTool, Capabilities, CommandResult, IsolationLevel, ToolResult, WorkspaceDiff
 from rath.backend.closing import ending
@@ -30,8 +31,8 @@ from rath.backend.guest.channel import Channel, GuestConfig
 from rath.backend.guest.inflight import Reply
 from rath.backend.guest.snapshot import GuestSnapshot, Kept
 from rath.backend.host.diff import compare
-from rath.backend.host.own import sweep_leftovers_once
-from rath.backend.spec import BackendSandboxSpec, parse_bytes
+from rath.backend.owner import SandboxRecord
+from rath.backend.spec import BackendSandboxSpec, host_workspace, parse_bytes, parse_user
 from rath.backend.types import BackendSandbox
 from rath.core import ports
 from rath.errors import SandboxBroken, SandboxUnavailable, UsageValueError
@@ -48,7 +49,6 @@ INSIDE = 20_000
 """The number of the sandbox's user as commands see it, whoever it is on the host."""
 EXIT_S = 1.0
 _KILLED = 128 + 9
-_USER = re.compile(r"(\d{1,10})(?::(\d{1,10}))?")
 
 
 @dataclass(eq=False, kw_only=True)
@@ -98,7 +98,7 @@ class BwrapBackend(GuestBackend):
 
     async def _launch(self, spec: BackendSandboxSpec, start: Start) -> GuestSandbox:
         wanted = _Wanted.of(spec)
-        sweep_leftovers_once()
+        sweep_once()
         ready = await ports.engine().call(preflight.check)
         if spec.tmp is not None and not ready.sized:
             raise UsageValueError(
@@ -112,7 +112,7 @@ class BwrapBackend(GuestBackend):
             raise
 
     async def _start(self, spec: BackendSandboxSpec, wanted: _Wanted, ready: preflight.Ready, place: Place) -> GuestSandbox:
-        name = f"bwrap-{secrets.token_hex(4)}"
+        name = f"bwrap-{secrets.token_hex(8)}"
         inside = wanted.user or User(INSIDE, INSIDE)
         tmp = wanted.tmp_bytes if ready.sized else None
         plan = Plan(place.root.real_path, ready.python, inside.uid, inside.gid, tmp, wanted.mounts)
@@ -170,7 +170,20 @@ class BwrapBackend(GuestBackend):
                 "the guest could not mark what its calls start by UTS namespaces, so it could not end a call for sure. "
                 "Use the docker backend here"
             )
-        self._mine(sandbox).begun = True
+        mine = self._mine(sandbox)
+        # bwrap goes by the path, where another sandbox that works around it may have put a link meanwhile.
+        here = os.fstat(mine.place.root.fd)
+        if (said.get("workspace_dev"), said.get("workspace_ino")) != (str(here.st_dev), str(here.st_ino)):
+            raise SandboxUnavailable(
+                f"the sandbox did not get the workspace {mine.place.root.path}: something else was put in its place while "
+                "it was opened. Try again when nobody changes the directories above it"
+            )
+        mine.begun = True
+
+    def _record(self, sandbox: GuestSandbox) -> SandboxRecord:
+        workspace = None if sandbox.spec is None else host_workspace(sandbox.spec)
+        pid = self._mine(sandbox).running.process.pid
+        return SandboxRecord(sandbox.handle.removeprefix("bwrap-"), "", self.name, str(pid), workspace=workspace)
 
     async def _stop(self, sandbox: GuestSandbox) -> None:
         mine = self._mine(sandbox)
@@ -257,16 +270,7 @@ class _Wanted:
                 "docker backend"
             )
         tmp = TMP_BYTES if spec.tmp is None else parse_bytes(spec.tmp, "tmp")
-        return cls(_user(spec.user), tmp, extra_mounts(spec))
-
-
-def _user(named: str | None) -> User | None:
-    if named is None:
-        return None
-    match = _USER.fullmatch(named)
-    if match is None or int(match[1]) == 0 or int(match[2] or 1) == 0 or int(match[1]) >= 2**32 - 1:
-        raise UsageValueError(f"user={named!r}: 'uid' or 'uid:gid', as numbers; never 0")
-    return User(int(match[1]), int(match[2] or match[1]))
+        return cls(None if spec.user is None else User(*parse_user(spec.user)), tmp, extra_mounts(spec))
 
 
 def _place(start: Start, user: User | None, stop: Callable[[], bool]) -> Place:

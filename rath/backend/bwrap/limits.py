@@ -17,7 +17,7 @@ from pathlib import Path
 from rath.backend.spec import BackendSandboxSpec, parse_bytes
 from rath.errors import SandboxUnavailable
 
-__all__ = ["Group", "Limits", "Scope", "holder"]
+__all__ = ["Group", "Limits", "Scope", "holder", "sweep_groups"]
 
 _TOP = Path("/sys/fs/cgroup")
 _PREFIX = "rath-bwrap-"
@@ -84,7 +84,6 @@ class Group:
         top = _TOP if unified else _TOP / controller
         directory = top / f"{_PREFIX}{name}"
         if directory not in self.directories:
-            _sweep(top)
             directory.mkdir()
             self.directories.append(directory)
         for file, value in files.items():
@@ -126,12 +125,13 @@ class Group:
                     break
 
 
-def _sweep(top: Path) -> None:
-    """Remove what killed processes left; one with processes in it cannot be removed."""
-    for left in top.glob(f"{_PREFIX}*"):
-        with contextlib.suppress(OSError):
-            if time.time() - left.stat().st_mtime > _LEFT_S:
-                left.rmdir()
+def sweep_groups() -> None:
+    """Remove the control groups that killed processes left; one with processes in it cannot be removed. Blocks."""
+    for top in (_TOP, _TOP / "memory", _TOP / "cpu"):
+        for left in top.glob(f"{_PREFIX}*"):
+            with contextlib.suppress(OSError):
+                if time.time() - left.stat().st_mtime > _LEFT_S:
+                    left.rmdir()
 
 
 @dataclass(frozen=True)

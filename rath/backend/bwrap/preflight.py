@@ -24,6 +24,7 @@ from pathlib import Path
 from rath.backend.bwrap import seccomp
 from rath.backend.bwrap.arguments import TMP_BYTES, Plan, Python
 from rath.backend.bwrap.process import stand_in, start
+from rath.backend.host.own import own_directory, remove_own
 from rath.errors import SandboxUnavailable
 
 __all__ = ["Ready", "check", "is_likely"]
@@ -163,7 +164,8 @@ def _run(bwrap: str, python: Python, sized: bool) -> tuple[str, bytes]:
     """What the trial said, and the guest as it compiled it."""
     guest = resources.files("rath.backend.guest").joinpath("server.py").read_text(encoding="utf-8")
     who = stand_in()
-    with tempfile.TemporaryDirectory(prefix="rath-bwrap-") as directory:
+    directory = own_directory()
+    try:
         if who is not None:
             os.chown(directory, who.uid, who.gid)
         plan = Plan(directory, python, 20_000, 20_000, TMP_BYTES if sized else None)
@@ -178,6 +180,8 @@ def _run(bwrap: str, python: Python, sized: bool) -> tuple[str, bytes]:
             problem = running.said()
         finally:
             running.finish()
+    finally:
+        remove_own(directory)
     return answer.decode("utf-8", "replace") or problem or f"exit code {running.process.returncode}", compiled
 
 
@@ -222,6 +226,8 @@ def _explained(bwrap: str, said: list[str]) -> str:
             "/etc/apparmor.d/ && sudo systemctl reload apparmor`; or, for all programs: "
             "`sudo sysctl kernel.apparmor_restrict_unprivileged_userns=0`"
         )
+    if f"Can't find source path {tempfile.gettempdir()}" in said[0]:  # as root, it runs as an ordinary user
+        return what + f"set TMPDIR to a directory that every user may enter, as {tempfile.gettempdir()} is not"
     if any(mark.exists() for mark in _CONTAINERS):
         return what + (
             "this looks like a container, whose own profile may forbid namespaces. Start it with `--security-opt "

@@ -12,11 +12,11 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from rath.backend.bwrap.arguments import refuse_engine
 from rath.backend.bwrap.process import User
 from rath.backend.closing import ending
 from rath.backend.host.own import own_directory, remove_own
 from rath.backend.host.paths import Confined
+from rath.backend.host.sockets import refuse_engine
 from rath.backend.host.tree import check_space, copy_tree
 from rath.core import ports
 from rath.errors import SandboxClosed, SandboxUnavailable, UsageValueError

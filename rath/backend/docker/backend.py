@@ -9,26 +9,21 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from rath.backend.calls import (
     BackendTool,
-    BackendToolCodeRun,
-    BackendToolCommandRun,
     Capabilities,
-    CodeResult,
-    CommandResult,
     IsolationLevel,
-    ToolExecutionFailure,
     ToolResult,
     WorkspaceDiff,
 )
 from rath.backend.docker import where
 from rath.backend.docker.container import SPEC_FIELDS, WORKSPACE, Identity
-from rath.backend.docker.engine import engine
+from rath.backend.docker.engine import IMAGE_S, Image, engine
 from rath.backend.docker.exec_sandbox import ExecSandbox, open_exec
-from rath.backend.docker.launch import Launched, NoPython, remove
+from rath.backend.docker.launch import Launched, NoPython, remove, undo
 from rath.backend.docker.parked import ParkableSandbox, ParkingBackend
 from rath.backend.docker.slots import Elsewhere, FrozenWorkspace, SlotPlace, slots
 from rath.backend.docker.sweep import sweep
@@ -37,16 +32,18 @@ from rath.backend.guest.backend import GuestSandbox, Start
 from rath.backend.guest.channel import GuestConfig
 from rath.backend.guest.snapshot import Kept
 from rath.backend.host.diff import Baseline
-from rath.backend.owner import CallLog, SandboxRecord, owner
+from rath.backend.journal import note
+from rath.backend.owner import SandboxRecord, owner
 from rath.backend.spec import BackendSandboxSpec, host_workspace
 from rath.backend.types import BackendSandbox
 from rath.core import ports
-from rath.errors import SandboxUnavailable
+from rath.errors import SandboxError, SandboxUnavailable
 
 __all__ = ["DEFAULT_IMAGE", "IMAGE_VARIABLE", "DockerBackend", "DockerSandbox"]
 
 DEFAULT_IMAGE = "python:3.12-slim"
 IMAGE_VARIABLE = "RATH_SANDBOX_IMAGE"
+POOLED_IMAGE_S = 60.0
 
 
 @dataclass(eq=False, kw_only=True)
@@ -56,7 +53,6 @@ class DockerSandbox(ParkableSandbox):
     made: Launched
     who: Identity
     can: Capabilities
-    log: CallLog | None = field(init=False, default=None)
 
     def capabilities(self) -> Capabilities:
         return self.can
@@ -103,7 +99,7 @@ class DockerBackend(ParkingBackend):
     async def _aopen(self, spec: BackendSandboxSpec | None = None) -> BackendSandbox:
         checked = self._check_spec(spec)
         self._sweep_once()
-        image = await engine().image(_image_name(checked))
+        image = await _image(checked)
         if image.id not in self._without_python:
             try:
                 return await super()._aopen(checked)
@@ -129,14 +125,14 @@ class DockerBackend(ParkingBackend):
         if isinstance(start.kept, FrozenWorkspace):
             who, image = start.kept.identity, start.kept.image
         else:
-            who, image = await whom(place_spec), await engine().image(_image_name(spec))
+            who, image = await whom(place_spec), await _image(spec)
         made, who = await self._pools.obtain(place_spec, image, start, who)
         place = made.place
         try:
             filled = await place.fill(start, who)
         except BaseException:
             made.channel.close()
-            await asyncio.shield(remove(made.engine, made.container, made.place, made.network))
+            await undo(made.engine, made.container, made.place, made.network, started=True)
             raise
         made.channel.on_distrust = lambda: ports.engine().start(lambda: _kill(made))
         env = {**made.image.variables, **(made.network.env if made.network is not None else {})}
@@ -167,7 +163,11 @@ class DockerBackend(ParkingBackend):
         if isinstance(made.place, SlotPlace):
             slots(owner().id).check_seen(made.place, said)
         sandbox.can = replace(sandbox.can, kills_exactly=said.get("mark") == "groups")
-        record = SandboxRecord(
+
+    def _record(self, sandbox: GuestSandbox) -> SandboxRecord:
+        assert isinstance(sandbox, DockerSandbox)
+        made = sandbox.made
+        return SandboxRecord(
             made.id,
             owner().id,
             self.name,
@@ -176,7 +176,6 @@ class DockerBackend(ParkingBackend):
             workspace=None if sandbox.spec is None else host_workspace(sandbox.spec),
             uid=sandbox.who.uid,
         )
-        sandbox.log = owner().opened(record)
 
     async def _freeze(self, sandbox: GuestSandbox, layer: str) -> Kept | None:
         assert isinstance(sandbox, DockerSandbox)
@@ -189,19 +188,16 @@ class DockerBackend(ParkingBackend):
     # -- calls --------------------------------------------------------------------------------------------------------
 
     async def _adispatch(self, sandbox: BackendSandbox, call: BackendTool) -> ToolResult | bool:
-        if not isinstance(sandbox, (DockerSandbox, ExecSandbox)):
+        if not isinstance(sandbox, ExecSandbox):
             return await super()._adispatch(sandbox, call)
         begun = time.monotonic()
         result: ToolResult | bool | None = None
         try:
-            if isinstance(sandbox, ExecSandbox):
-                result = await sandbox.container.answer(call, self.name)
-            else:
-                result = await super()._adispatch(sandbox, call)
+            result = await sandbox.container.answer(call, self.name)
             return result
         finally:
             if sandbox.log is not None:
-                sandbox.log.note(type(call).__name__, _text(call), _exit(result), (time.monotonic() - begun) * 1000)
+                note(sandbox.log, call, result, begun)
 
     async def _adiff(self, sandbox: BackendSandbox) -> WorkspaceDiff:
         if isinstance(sandbox, ExecSandbox):
@@ -234,10 +230,7 @@ class DockerBackend(ParkingBackend):
     async def _stop(self, sandbox: GuestSandbox) -> None:
         assert isinstance(sandbox, DockerSandbox)
         made = sandbox.made
-        if sandbox.log is not None:
-            sandbox.log.close()
         await remove(made.engine, made.container, made.place, made.network)
-        owner().closed(made.id)
 
 
 async def _kill(made: Launched) -> None:
@@ -248,31 +241,11 @@ async def _kill(made: Launched) -> None:
 async def _sweep_quietly() -> None:
     try:
         await sweep(engine())
-    except SandboxUnavailable:
-        return  # whoever opens a sandbox hears of it
+    except SandboxError:
+        return  # whoever opens a sandbox, or reaps, hears of it
 
 
-def _image_name(spec: BackendSandboxSpec) -> str:
-    return spec.image or os.environ.get(IMAGE_VARIABLE) or DEFAULT_IMAGE
-
-
-def _text(call: BackendTool) -> str:
-    match call:
-        case BackendToolCommandRun(cmd=str() as line):
-            return line
-        case BackendToolCommandRun(cmd=argv):
-            return " ".join(map(str, argv))
-        case BackendToolCodeRun(code=code):
-            return code
-    return str(getattr(call, "path", ""))
-
-
-def _exit(result: ToolResult | bool | None) -> int | None:
-    match result:
-        case CommandResult(exit_code=code):
-            return code
-        case CodeResult(error=error):
-            return 0 if error is None else 1
-        case ToolExecutionFailure() | None:
-            return None
-    return 0
+async def _image(spec: BackendSandboxSpec) -> Image:
+    """What the spec's image is now; with a pool, what it was within the last minute: asking takes longer than the rest."""
+    name = spec.image or os.environ.get(IMAGE_VARIABLE) or DEFAULT_IMAGE
+    return await engine().image(name, remembered_s=POOLED_IMAGE_S if spec.pool else IMAGE_S)

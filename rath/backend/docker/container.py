@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import os
 import random
-import re
 import stat
 from dataclasses import dataclass
 from typing import Any
 
 from rath.backend.docker import where
-from rath.backend.spec import BackendSandboxSpec, host_workspace, parse_bytes
+from rath.backend.host.sockets import refuse_engine
+from rath.backend.spec import BackendSandboxSpec, host_workspace, parse_bytes, parse_user
 from rath.errors import UsageValueError
 
 __all__ = ["SPEC_FIELDS", "WORKSPACE", "Identity", "identity", "new_identity", "options", "workspace_of"]
@@ -34,11 +34,8 @@ PIDS = 256
 CPUS = 2
 # Above what distributions give to people and services, below what they give to mapped users.
 UIDS = range(20_000, 60_000)
-_USER = re.compile(r"(\d{1,10})(?::(\d{1,10}))?")
-_ENGINE_SOCKETS = (
-    "/var/run/docker.sock", "/run/containerd/containerd.sock", "/run/podman/podman.sock", "/run/crio/crio.sock",
-)  # fmt: skip
-_SYSTEM = ("/", "/proc", "/sys", "/dev")
+_SYSTEM = ("/proc", "/sys", "/dev")
+MIN_CPUS = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +59,7 @@ def identity(spec: BackendSandboxSpec, *, rootless: bool = False) -> Identity:
         UsageValueError: that would be root, or nobody can tell.
     """
     if spec.user is not None:
-        match = _USER.fullmatch(spec.user)
-        if match is None or int(match[1]) == 0 or int(match[2] or 1) == 0 or int(match[1]) >= 2**32 - 1:
-            raise UsageValueError(f"user={spec.user!r}: 'uid' or 'uid:gid', as numbers; never 0")
-        return Identity(int(match[1]), int(match[2] or match[1]))
+        return Identity(*parse_user(spec.user))
     if spec.workspace_mode != "bind":
         return new_identity()
     path = _bound(spec)
@@ -91,22 +85,26 @@ def identity(spec: BackendSandboxSpec, *, rootless: bool = False) -> Identity:
 def _bound(spec: BackendSandboxSpec) -> str:
     path = host_workspace(spec)
     assert path is not None, "the spec was checked: a bind names its directory"
-    path = os.path.realpath(path)
+    path = _real(path, "workspace")
     if where.is_local() and not os.path.isdir(path):
         raise UsageValueError(f"workspace_mode='bind': there is no directory {path}: make it first")
-    _refuse_engine(path, "workspace")
+    _refuse_source(path, "workspace")
     return path
 
 
-def _refuse_engine(path: str, field: str) -> None:
-    """Who can reach the engine owns the host; read-only mounts do not keep anybody from connecting to a socket."""
+def _real(path: str, field: str) -> str:
+    try:
+        return os.path.realpath(path)
+    except OSError as error:  # a link that this user may not follow
+        raise UsageValueError(f"{field}: it cannot be seen where {path} of the host leads ({error.strerror})") from error
+
+
+def _refuse_source(path: str, field: str) -> None:
+    """Raise for what would give the sandbox the host: an engine's socket, or by ``/proc/PID/root`` any file."""
+    if path == "/" or _is_in(path, *_SYSTEM):
+        raise UsageValueError(f"{field}: {path} shows the host's processes and devices: name a directory of files")
     named = where.socket_path()
-    for sock in {os.path.realpath(one) for one in (*_ENGINE_SOCKETS, *((named,) if named else ()))}:
-        if sock == path or (os.path.exists(sock) and sock.startswith(path.rstrip("/") + "/")):
-            raise UsageValueError(
-                f"{field}: {path} holds the engine's socket {sock}, which would give the sandbox the whole machine. "
-                "Mount a directory without it"
-            )
+    refuse_engine(path, field, *((named,) if named else ()))
 
 
 # -- mounts -----------------------------------------------------------------------------------------------------------
@@ -142,17 +140,23 @@ def _bind(source: str, target: str, *, read_only: bool) -> dict[str, Any]:
 def _extra_mounts(spec: BackendSandboxSpec) -> list[dict[str, Any]]:
     mounts = []
     for target, named in (spec.mounts or {}).items():
-        source = os.path.realpath(os.path.expanduser(os.fspath(named)))
-        if os.path.normpath(target) in (*_SYSTEM, WORKSPACE) or target.startswith(("/proc/", "/sys/", "/dev/")):
-            raise UsageValueError(f"mounts: {target} is the sandbox's own: choose another place")
+        source = _real(os.path.expanduser(os.fspath(named)), "mounts")
+        place = "/" + os.path.normpath(target).lstrip("/")
+        # Below the workspace it would be hidden by what is mounted there later, and copied with it.
+        if place in ("/", "/tmp") or _is_in(place, *_SYSTEM, WORKSPACE):
+            raise UsageValueError(f"mounts: {target} is the sandbox's own: choose another place, such as /data")
         if where.is_local():
             if not os.path.exists(source):
                 raise UsageValueError(f"mounts: there is no {source} to mount at {target}")
             if not stat.S_ISREG(os.stat(source).st_mode) and not os.path.isdir(source):
                 raise UsageValueError(f"mounts: {source} is neither a file nor a directory")
-        _refuse_engine(source, "mounts")
-        mounts.append(_bind(source, target, read_only=True))
+        _refuse_source(source, "mounts")
+        mounts.append(_bind(source, place, read_only=True))
     return mounts
+
+
+def _is_in(path: str, *places: str) -> bool:
+    return any(path == place or path.startswith(place + "/") for place in places)
 
 
 # -- all of it --------------------------------------------------------------------------------------------------------
@@ -160,6 +164,14 @@ def _extra_mounts(spec: BackendSandboxSpec) -> list[dict[str, Any]]:
 
 def _memory(spec: BackendSandboxSpec) -> int:
     return MEMORY_BYTES if spec.memory is None else parse_bytes(spec.memory, "memory")
+
+
+def _nano_cpus(cpus: float | None) -> int:
+    if cpus is None:
+        cpus = min(CPUS, os.cpu_count() or 1)
+    if not MIN_CPUS <= cpus <= 1e6:  # to the engine, less than a billionth is no limit
+        raise UsageValueError(f"cpus={cpus!r}: a sandbox has {MIN_CPUS} processors or more")
+    return int(cpus * 1e9)
 
 
 def options(
@@ -195,7 +207,7 @@ def options(
         "Memory": memory,
         "MemorySwap": memory,
         "Mounts": mounts,
-        "NanoCpus": int((spec.cpus or min(CPUS, os.cpu_count() or 1)) * 1e9),
+        "NanoCpus": _nano_cpus(spec.cpus),
         "NetworkMode": network,
         "PidsLimit": spec.pids or PIDS,
         "ReadonlyRootfs": True,

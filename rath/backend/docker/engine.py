@@ -6,6 +6,7 @@ and has a time limit. Errors come out as rath's own.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import select
@@ -25,12 +26,14 @@ from rath.backend.docker import where
 from rath.core import ports
 from rath.errors import SandboxError, SandboxUnavailable
 
-__all__ = ["GOING", "DockerEngine", "EngineRefusal", "Image", "NotThere", "engine"]
+__all__ = ["GOING", "IMAGE_S", "DockerEngine", "EngineRefusal", "Image", "NotThere", "engine"]
 
 T = TypeVar("T")
 ANSWER_S = 60.0
+HELLO_S = 10.0
+REMOVE_AGAIN_S = 0.2
 PULL_S = 600.0
-REMEMBER_S = 1.0
+IMAGE_S = 1.0
 GOING = "already in progress"
 """What the engine says when somebody else removes the same thing just now."""
 # Openings come in bursts, and each holds a connection while its container starts.
@@ -78,6 +81,26 @@ class DockerEngine:
             return self.ask_blocking(purpose, request)
         return await ports.engine().call(self.ask_blocking, purpose, request)
 
+    async def make(self, purpose: str, request: Callable[[Any], T], undo: Callable[[Any, T], object]) -> T:
+        """:meth:`ask` for something that stays, and is undone if the caller is cancelled meanwhile.
+
+        What the engine was asked for it makes, whoever has stopped waiting: nobody else would know of it.
+
+        Args:
+            undo: called with the client and what was made, in a tool thread.
+        """
+        making = asyncio.ensure_future(self.ask(purpose, request))
+        try:
+            return await asyncio.shield(making)
+        except asyncio.CancelledError:
+            await asyncio.shield(self._unmake(making, undo))
+            raise
+
+    async def _unmake(self, making: asyncio.Future[T], undo: Callable[[Any, T], object]) -> None:
+        with contextlib.suppress(SandboxError):
+            made = await making
+            await self.ask("undo what nobody waits for", lambda client: undo(client, made))
+
     def ask_blocking(self, purpose: str, request: Callable[[Any], T]) -> T:
         """:meth:`ask`, for callers on ordinary threads."""
         if not where.answers():  # 20 µs; docker-py leaks the socket that it cannot connect
@@ -93,10 +116,15 @@ class DockerEngine:
 
     def client(self) -> Any:
         """The one client of this process, made when first asked for. Blocks."""
-        with self._lock:
-            if self._client is None:
-                self._client = _new_client(ANSWER_S)
-            return self._client
+        client = self._client
+        if client is None:
+            # Not under the lock: many who wait for an engine that hangs would wait one after the other.
+            client = _new_client(ANSWER_S)
+            with self._lock:
+                if self._client is not None:
+                    client.close()
+                client = self._client = self._client or client
+        return client
 
     async def info(self) -> dict[str, Any]:
         """What ``docker info`` shows, asked once."""
@@ -112,14 +140,14 @@ class DockerEngine:
 
     # -- images -------------------------------------------------------------------------------------------------------
 
-    async def image(self, name: str) -> Image:
-        """An image, pulled if it is missing. A name that is given to another image is noticed within a second.
+    async def image(self, name: str, remembered_s: float = IMAGE_S) -> Image:
+        """An image, pulled if it is missing. A name that is given to another image is noticed after ``remembered_s``.
 
         Raises:
             SandboxUnavailable: it is not there and cannot be pulled.
         """
         known = self._images.get(name)
-        if known is not None and time.monotonic() - known[0] < REMEMBER_S:
+        if known is not None and time.monotonic() - known[0] < remembered_s:
             return known[1]
         try:
             found = await self.ask(f"look at image {name!r}", lambda client: client.inspect_image(name))
@@ -146,19 +174,32 @@ class DockerEngine:
 
     # -- containers -----------------------------------------------------------------------------------------------------
 
+    async def start(self, container: str) -> None:
+        """Start a container. If the caller is cancelled meanwhile: waits, so that it runs, or not, when this raises."""
+        await self.make("start a container", lambda client: client.start(container), lambda _client, _none: None)
+
     async def remove(self, container: str) -> None:
         """Have a container removed with its volume, whatever runs in it. Of one that is gone, or going: nothing.
 
         Raises:
             EngineRefusal: it cannot be removed.
         """
-        try:
-            await self.ask("remove a container", lambda client: client.remove_container(container, force=True, v=True))
-        except NotThere:
-            return
-        except EngineRefusal as error:
-            if GOING not in str(error):
-                raise
+        tries = 5
+        while True:
+            try:
+                await self.ask("remove a container", lambda client: client.remove_container(container, force=True, v=True))
+            except NotThere:
+                return
+            except EngineRefusal as error:
+                if GOING in str(error):
+                    return
+                # While it starts, or ends by itself, the engine may stumble over files that come or go ("not empty").
+                tries -= 1
+                if not tries:
+                    raise
+                await asyncio.sleep(REMOVE_AGAIN_S)
+            else:
+                return
 
     async def gone(self, container: str, timeout_s: float) -> bool:
         """Wait until a container is removed; whether it is."""
@@ -177,8 +218,10 @@ class DockerEngine:
     async def attach(self, container: str) -> socket.socket:
         """The container's stdin, stdout and stderr as one socket, non-blocking. Ask before it starts: else some is lost."""
         params = {"stdin": 1, "stdout": 1, "stderr": 1, "stream": 1}
-        return await self.ask(
-            "attach to a container", lambda client: _own_socket(client.attach_socket(container, params=params))
+        return await self.make(
+            "attach to a container",
+            lambda client: _own_socket(client.attach_socket(container, params=params)),
+            lambda _, sock: sock.close(),
         )
 
     async def exec_stream(self, container: str, command: list[str], *, user: str, env: list[str]) -> socket.socket:
@@ -189,7 +232,6 @@ class DockerEngine:
             return _own_socket(client.exec_start(made["Id"], socket=True))
 
         return await self.ask("run a command", begin)
-
 
     # -- a terminal, for the command line: on ordinary threads --------------------------------------------------------
 
@@ -220,7 +262,7 @@ class DockerEngine:
 def _new_client(timeout_s: float) -> Any:
     settings = {**docker.utils.kwargs_from_env(), "base_url": where.endpoint(), "timeout": timeout_s}
     # With a version given, making a client asks nothing yet: one that fails while it is made leaks its socket.
-    asking = docker.APIClient(version="1.41", **settings)
+    asking = docker.APIClient(version="1.41", **{**settings, "timeout": min(timeout_s, HELLO_S)})
     try:
         version = asking.version(api_version=False)["ApiVersion"]
     finally:

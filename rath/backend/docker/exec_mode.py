@@ -18,6 +18,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from rath.backend.answers import MAX_READ_BYTES, content, output_so_far, too_large
 from rath.backend.calls import (
     NEW_FILE_MODE,
     BackendTool,
@@ -29,7 +30,6 @@ from rath.backend.calls import (
     BackendToolFilesWrite,
     CodeResult,
     CommandResult,
-    FileContent,
     FileEntries,
     FileEntry,
     FileWriteResult,
@@ -41,11 +41,12 @@ from rath.backend.docker.carrier import connect
 from rath.backend.docker.container import Identity
 from rath.backend.docker.engine import DockerEngine, EngineRefusal, NotThere
 from rath.backend.docker.exec_streams import ExecStreams, Kept, MainStreams
+from rath.backend.guest.commands import checked_env, limit_of
+from rath.backend.host.paths import Refused
 from rath.errors import SandboxBroken, SandboxClosed, SandboxError, UnsupportedBackendTool
 
-__all__ = ["ExecContainer", "Refusal"]
+__all__ = ["ExecContainer"]
 
-READ_BYTES = 64 << 20
 KEEP_BYTES = 1 << 20
 KILL_S = 1.7
 
@@ -55,18 +56,19 @@ _REFUSALS = {
     "directory": ("is_directory", "{path!r} is a directory"),
     "not_directory": ("not_a_directory", "{path!r} is not a directory, or goes through something that is none"),
     "special": ("not_a_file", "{path!r} is not a regular file"),
-    "large": ("file_too_large", f"{{path!r}} has more than {READ_BYTES:,} bytes: read a part (head, tail, sed)"),
     "circle": ("os_error", "{path!r}: too many levels of symbolic links"),
     "no_program": ("os_error", "the program cannot be started: it is not there, or not executable"),
 }
 
 
-class Refusal(Exception):
-    """A call that is answered with a :class:`ToolExecutionFailure`."""
-
-    def __init__(self, kind: str, message: str, detail: str | None = None) -> None:
-        super().__init__(message)
-        self.failure = ToolExecutionFailure(kind, message, detail)
+class _TimedOut(Exception):
+    def __init__(self, timeout_s: float, output: str) -> None:
+        super().__init__(timeout_s, output)
+        self.failure = ToolExecutionFailure(
+            "timeout",
+            f"timed out after {timeout_s:g} s; the command and what it started were killed. The output so far is kept",
+            output,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +100,7 @@ class ExecContainer:
         self._timeout_s = timeout_s
         self._main: MainStreams | None = None
         self._closing = False
+        self.started = False
         self._answers: dict[type[BackendTool], Callable[..., Awaitable[ToolResult | bool]]] = {
             BackendToolCommandRun: self._command,
             BackendToolCodeRun: self._code,
@@ -119,7 +122,8 @@ class ExecContainer:
             SandboxError: it ended, or is not ready in time.
         """
         self._main = await connect(await self._engine.attach(self.id), MainStreams())
-        await self._engine.ask("start a container", lambda client: client.start(self.id))
+        self.started = True
+        await self._engine.start(self.id)
         async with asyncio.timeout(timeout_s):
             await self._main.ready
         if self._main.closed.done():
@@ -150,15 +154,17 @@ class ExecContainer:
             raise UnsupportedBackendTool(type(call), backend)
         try:
             return await answer(call)
-        except Refusal as refused:
-            return refused.failure
+        except Refused as refused:
+            return ToolExecutionFailure(refused.kind, refused.message)
+        except _TimedOut as ended:
+            return ended.failure
 
     # -- calls --------------------------------------------------------------------------------------------------------
 
     async def _command(self, call: BackendToolCommandRun) -> ToolResult:
         argv = ["/bin/sh", "-c", call.cmd] if isinstance(call.cmd, str) else list(call.cmd)
         if not argv:
-            raise Refusal("invalid_tool_arguments", "cmd is empty: give a command line, or a program and its arguments")
+            raise Refused("invalid_tool_arguments", "cmd is empty: give a command line, or a program and its arguments")
         ran = await self._run(argv, env=call.env, cwd=call.cwd, stdin=call.stdin, timeout=call.timeout)
         return CommandResult(
             exit_code=int(ran.verdict),
@@ -172,7 +178,7 @@ class ExecContainer:
 
     async def _code(self, call: BackendToolCodeRun) -> ToolResult:
         if call.language.strip().lower() not in ("sh", "shell"):
-            raise Refusal("unsupported_tool", f"this sandbox's image has no Python: it runs sh, not {call.language!r}")
+            raise Refused("unsupported_tool", f"this sandbox's image has no Python: it runs sh, not {call.language!r}")
         ran = await self._run(["/bin/sh", "-c", call.code], timeout=call.timeout)
         stderr = ran.stderr.value()
         error = stderr.decode("utf-8", "replace").strip() or f"exit code {ran.verdict}"
@@ -187,44 +193,30 @@ class ExecContainer:
         stdin: bytes | str | None = None,
         timeout: float | None = None,
     ) -> _Ran:
-        timeout_s = self._timeout_s if timeout is None else timeout
-        if timeout_s is not None and not timeout_s > 0:
-            raise Refusal("invalid_tool_arguments", f"timeout={timeout_s!r}: a call needs more than 0 seconds")
+        timeout_s = limit_of(timeout, self._timeout_s)
         given = stdin.encode() if isinstance(stdin, str) else stdin
         arguments = [scripts.path_below(cwd or "."), b"" if given is None else str(len(given)).encode(), *map(_bytes, argv)]
-        variables = {**self._env, **(env or {})}
+        variables = {**self._env, **checked_env(env or {})}
         ran = await self._script(scripts.RUN, arguments, given, variables, timeout_s, KEEP_BYTES)
         if not ran.verdict.isdigit():
             raise self._refused(ran, cwd or ".")
         return ran
 
     async def _read(self, call: BackendToolFilesRead) -> ToolResult:
-        ran = await self._file(scripts.READ, call.path, str(READ_BYTES).encode(), keep=2 * READ_BYTES)
-        data = ran.stdout.value()
-        if call.encoding is None:
-            return FileContent(data)
-        try:
-            return FileContent(data.decode(call.encoding))
-        except UnicodeDecodeError as error:
-            raise Refusal(
-                "decode_error",
-                f"{call.path!r} is not {call.encoding} text (byte {error.start}: {error.reason}). "
-                "Give its encoding, or read it with a command",
-            ) from None
-        except (LookupError, ValueError):
-            raise Refusal("invalid_tool_arguments", f"{call.encoding!r} is not a text encoding that Python knows") from None
+        ran = await self._file(scripts.READ, call.path, str(MAX_READ_BYTES).encode(), keep=2 * MAX_READ_BYTES)
+        return content(ran.stdout.value(), call.encoding, call.path)
 
     async def _write(self, call: BackendToolFilesWrite) -> ToolResult:
         try:
             data = call.data.encode() if isinstance(call.data, str) else bytes(call.data)
         except UnicodeEncodeError:
-            raise Refusal("encode_error", "the text holds half of a surrogate pair, which UTF-8 cannot encode") from None
+            raise Refused("encode_error", "the text holds half of a surrogate pair, which UTF-8 cannot encode") from None
         mode = b"" if call.mode == NEW_FILE_MODE else f"{call.mode & 0o777:o}".encode()
         await self._file(scripts.WRITE, call.path, mode, str(len(data)).encode(), stdin=data)
         return FileWriteResult(len(data))
 
     async def _list(self, call: BackendToolFilesList) -> ToolResult:
-        ran = await self._file(scripts.LIST, call.path, keep=2 * READ_BYTES)
+        ran = await self._file(scripts.LIST, call.path, keep=2 * MAX_READ_BYTES)
         entries = []
         for one in ran.stdout.value().split(b"\0")[:-1]:
             name = one[1:].decode("utf-8", "surrogateescape")
@@ -234,8 +226,8 @@ class ExecContainer:
     async def _exists(self, call: BackendToolFilesExists) -> ToolResult | bool:
         try:
             ran = await self._file(scripts.EXISTS, call.path, good=("0", "1"))
-        except Refusal as refused:
-            if refused.failure.kind in ("file_not_found", "not_a_directory"):
+        except Refused as refused:
+            if refused.kind in ("file_not_found", "not_a_directory"):
                 return False
             raise
         return ran.verdict == "0"
@@ -250,22 +242,24 @@ class ExecContainer:
         good: tuple[str, ...] = ("0",),
     ) -> _Ran:
         if not isinstance(path, str) or "\0" in path:
-            raise Refusal("invalid_tool_arguments", f"{path!r} is no path")
+            raise Refused("invalid_tool_arguments", f"{path!r} is no path")
         ran = await self._script(text, [scripts.path_below(path), *more], stdin, {"LC_ALL": "C"}, None, keep)
         if ran.verdict not in good:
             raise self._refused(ran, path)
         return ran
 
-    def _refused(self, ran: _Ran, path: str) -> Refusal:
+    def _refused(self, ran: _Ran, path: str) -> Refused:
         verdict = ran.verdict
         lexical = posixpath.normpath(posixpath.join("/workspace", path))
         if verdict == "missing" and lexical != "/workspace" and not lexical.startswith("/workspace/"):
             verdict = "outside"
+        if verdict == "large":
+            return too_large(path, f"more than {MAX_READ_BYTES:,}")
         if verdict in _REFUSALS:
             kind, message = _REFUSALS[verdict]
-            return Refusal(kind, message.format(path=path))
+            return Refused(kind, message.format(path=path))
         reason = ran.stderr.value().decode("utf-8", "replace").strip()
-        return Refusal("os_error", f"{reason or 'it failed'}: {path!r}")
+        return Refused("os_error", f"{reason or 'it failed'}: {path!r}")
 
     # -- running a script ---------------------------------------------------------------------------------------------
 
@@ -279,7 +273,7 @@ class ExecContainer:
         keep: int,
     ) -> _Ran:
         if any(b"\0" in one for one in arguments):
-            raise Refusal("invalid_tool_arguments", "a NUL character cannot be passed to a program")
+            raise Refused("invalid_tool_arguments", "a NUL character cannot be passed to a program")
         nonce = secrets.token_hex(8)
         variables = [f"{name}={value}" for name, value in {**env, "RATH_CALL": nonce}.items()]
         command = scripts.script(text, nonce, arguments)
@@ -299,11 +293,8 @@ class ExecContainer:
             await self._kill(nonce)
             await asyncio.wait([exec_.ended], timeout=KILL_S)
             exec_.stdout.end()
-            raise Refusal(
-                "timeout",
-                f"timed out after {timeout_s:g} s; the command and what it started were killed. The output so far is kept",
-                exec_.stdout.value().decode("utf-8", "replace") + exec_.stderr.value().decode("utf-8", "replace"),
-            ) from None
+            exec_.stderr.end()
+            raise _TimedOut(timeout_s or 0, output_so_far(exec_.stdout.value(), exec_.stderr.value())) from None
         except asyncio.CancelledError:
             await asyncio.shield(self._kill(nonce))
             raise
@@ -319,7 +310,7 @@ class ExecContainer:
             sock = await self._engine.exec_stream(self.id, command, user=self._user, env=variables)
         except (NotThere, EngineRefusal) as error:
             await self._check_alive()
-            raise Refusal("os_error", f"the command could not be started: {error}") from None
+            raise Refused("os_error", f"the command could not be started: {error}") from None
         return await connect(sock, ExecStreams(nonce, keep))
 
     async def _check_alive(self) -> None:
@@ -333,7 +324,7 @@ class ExecContainer:
     async def _end_unwanted(self, started: asyncio.Future[ExecStreams], nonce: str) -> None:
         try:
             exec_ = await started
-        except (Refusal, SandboxError):
+        except (Refused, SandboxError):
             return
         await self._kill(nonce)
         exec_.close()
@@ -355,5 +346,5 @@ class ExecContainer:
 
 def _bytes(argument: str) -> bytes:
     if not isinstance(argument, str):
-        raise Refusal("invalid_tool_arguments", f"an argument of a command is a string, not {type(argument).__name__}")
+        raise Refused("invalid_tool_arguments", f"an argument of a command is a string, not {type(argument).__name__}")
     return argument.encode("utf-8", "surrogateescape")

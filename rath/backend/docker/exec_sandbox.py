@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass, field, replace
 from typing import NoReturn
 
@@ -10,14 +9,14 @@ from rath.backend.calls import Capabilities
 from rath.backend.docker.container import WORKSPACE, Identity
 from rath.backend.docker.engine import EngineRefusal, Image, engine
 from rath.backend.docker.exec_mode import ExecContainer
+from rath.backend.docker.keeper import kept_owner
 from rath.backend.docker.labels import labels
-from rath.backend.docker.launch import create, new_sandbox_id, remove
+from rath.backend.docker.launch import create, new_sandbox_id, remove, undo
 from rath.backend.docker.place import EnginePlace
 from rath.backend.guest.backend import BASE_ENV
 from rath.backend.owner import CallLog, SandboxRecord, owner
 from rath.backend.spec import BackendSandboxSpec, host_workspace, timeout_of
 from rath.backend.types import Backend, BackendSandbox
-from rath.core import ports
 from rath.errors import SandboxError, SandboxUnavailable, UsageValueError
 
 __all__ = ["ExecSandbox", "open_exec"]
@@ -68,7 +67,7 @@ async def open_exec(backend: Backend, spec: BackendSandboxSpec, image: Image, wh
     if spec.pool:
         raise UsageValueError(f"the image {image.name!r} has no python3, so none can be kept warm: leave out pool")
     sandbox, place = new_sandbox_id(), EnginePlace.of(spec, who)
-    mine = await ports.engine().call(owner)
+    mine = await kept_owner()
     command = ExecContainer.command(who, give=place.owner is not None)
     container = await create(engine(), spec, image, command, place, labels(mine, sandbox, who.uid), None, sandbox)
     env = {**BASE_ENV, "HOME": WORKSPACE, **image.variables, **(spec.env or {})}
@@ -77,7 +76,7 @@ async def open_exec(backend: Backend, spec: BackendSandboxSpec, image: Image, wh
         await running.begin(READY_S)
     except BaseException as error:
         running.end()
-        await asyncio.shield(remove(engine(), container, place, None, patience_s=0.0))
+        await undo(engine(), container, place, None, started=running.started)
         if isinstance(error, (EngineRefusal, TimeoutError)):
             raise SandboxUnavailable(f"a sandbox of image {image.name!r} (no python3) does not start: {error}") from error
         raise

@@ -11,12 +11,16 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-__all__ = ["EXISTS", "KILL", "LIST", "MAIN", "READ", "RUN", "WRITE", "mark", "path_below", "script"]
+__all__ = ["EXISTS", "GO", "KILL", "LIST", "MAIN", "READ", "RUN", "WRITE", "mark", "path_below", "script"]
 
 # The main process. Its shell stays, to reap what is orphaned.
 MAIN = 'chmod 1777 /tmp && { [ -z "$1" ] || chown -R "$1" /workspace; } && echo ready && cat >/dev/null; exit'
 
+GO = b"\n"
+"""What every script but MAIN waits for: docker-py may swallow output that comes together with the engine's answer."""
+
 _COMMON = r"""
+read -r _
 nonce=$1; shift
 left=$#
 while [ $left -gt 0 ]; do
@@ -137,6 +141,7 @@ EXISTS = _COMMON + 'resolve "$1"; if [ -z "$rest" ] && [ -e "$real" ]; then fini
 
 # Ends everything that has $1 in its environment: stopped first, so that nothing is born while it looks.
 KILL = r"""
+read -r _
 pass=0 last=
 while [ $pass -lt 20 ]; do
     found=

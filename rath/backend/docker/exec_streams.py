@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+from rath.backend.answers import composed
 from rath.backend.docker import exec_scripts as scripts
 from rath.backend.docker.carrier import STDERR, Demultiplexer
 
@@ -60,11 +61,7 @@ class Kept:
         return self.total > 2 * self._half
 
     def value(self) -> bytes:
-        if not self.truncated:
-            return bytes(self._head + self._tail)
-        tail = self._tail[-self._half :]
-        missing = self.total - len(self._head) - len(tail)
-        return bytes(self._head) + f"\n[... {missing:,} bytes are missing here ...]\n".encode() + bytes(tail)
+        return composed(self._head, self._tail[-self._half :] if self.truncated else self._tail, self.total)
 
 
 class ExecStreams(asyncio.Protocol):
@@ -86,6 +83,7 @@ class ExecStreams(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self.transport = transport
+        transport.write(scripts.GO)
 
     def data_received(self, data: bytes) -> None:
         for kind, piece in self._pieces.feed(data):

@@ -80,9 +80,14 @@ class Parking:
         """Whether the sandbox is a snapshot now."""
         return self._snapshot is not None
 
-    @property
-    def snapshot(self) -> object | None:
-        """What a parked sandbox consists of. For who is alone in the gate: it stays the sandbox's."""
+    async def snapshot(self) -> object | None:
+        """What a parked sandbox consists of, if it is parked. For who is alone in the gate: it stays the sandbox's.
+
+        Waits for a bring-back under way, which uses the snapshot up. (A freeze is alone also where it lost its patience with
+        the call that asked for that.)
+        """
+        while self._snapshot is not None and self._moving is not None:
+            await asyncio.wait([self._moving])
         return self._snapshot
 
     @contextlib.asynccontextmanager

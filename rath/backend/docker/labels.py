@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import math
+import re
 import time
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -22,11 +25,16 @@ def labels(owner: Owner, sandbox: str, uid: int | None = None) -> dict[str, str]
     """What to put on a container, network or volume of ``sandbox``, the sandbox's own id."""
     found = {
         OWNER: owner.id, SANDBOX: sandbox, _BOOT: boot_id(), _MACHINE: machine_id(),
-        _CREATED: str(int(time.time())), _VERSION: version("rath"),
+        _CREATED: str(int(time.time())), _VERSION: _version(),
     }  # fmt: skip
     if uid is not None:
         found[UID] = str(uid)
     return found
+
+
+@functools.cache
+def _version() -> str:
+    return version("rath")  # reads files, for a millisecond
 
 
 def judge(found: Mapping[str, str]) -> tuple[bool | None, str]:
@@ -41,10 +49,14 @@ def judge(found: Mapping[str, str]) -> tuple[bool | None, str]:
     same_machine = bool(machine_id()) and found.get(_MACHINE) == machine_id()
     other_boot = found.get(_BOOT, "") not in ("", boot_id())
     # A clone may call itself by the same name, hence the clock as well.
-    created = found.get(_CREATED, "")
-    if same_machine and other_boot and created.isdigit() and int(created) < _booted_at():
+    if same_machine and other_boot and _seconds(found.get(_CREATED, "")) < _booted_at():
         return False, "this machine was started anew since"
     return None, f"its owner {owner or '(unnamed)'} is not of this machine, user and state directory: it cannot be asked"
+
+
+def _seconds(text: str) -> float:
+    """A label is whatever somebody wrote there: what is no number is no time that has been."""
+    return float(text) if re.fullmatch("[0-9]{1,12}", text) else math.inf
 
 
 def _booted_at() -> float:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import logging
+import re
 import secrets
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,12 +20,14 @@ from rath.backend.docker.place import Place
 from rath.backend.guest.channel import Channel
 from rath.backend.owner import owner
 from rath.backend.spec import BackendSandboxSpec
-from rath.core import ports
 from rath.errors import SandboxError, SandboxUnavailable
 
-__all__ = ["Launched", "NoPython", "create", "launch", "new_sandbox_id", "remove"]
+__all__ = ["Launched", "NoPython", "create", "launch", "new_sandbox_id", "remove", "undo"]
 
 GONE_S = 3.0
+# runc: exec: "python3": executable file not found in $PATH; crun: executable file `python3` not found in $PATH
+_NO_PYTHON = re.compile("""["'`]python3["'`]""")
+_log = logging.getLogger("rath.backend")
 # The guest's first lines. A volume of the engine's belongs to root, and what the image had in its place too; a tmpfs gets
 # the mode of the image's directory, whatever it was asked for.
 _BOOT = """\
@@ -45,6 +49,19 @@ class NoPython(SandboxError):
     """The image has no ``python3``, so the guest cannot run in it."""
 
 
+class AttachedChannel(Channel):
+    """A channel over a container's attached streams: what the first process said on stderr is told with its end."""
+
+    def __init__(self, name: str) -> None:
+        self._output = OutputOnly()
+        super().__init__(name, self._output)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        if self._output.said:
+            self._said.append(self._output.said[-300:])
+        super().connection_lost(error)
+
+
 @dataclass(slots=True)
 class Launched:
     """A running container with a channel to its guest, which has not been configured yet.
@@ -57,7 +74,6 @@ class Launched:
     container: str
     image: Image
     channel: Channel
-    output: OutputOnly
     place: Place
     network: Network | None
     engine: DockerEngine
@@ -86,23 +102,23 @@ async def launch(engine: DockerEngine, spec: BackendSandboxSpec, image: Image, p
         SandboxUnavailable: the engine cannot.
     """
     sandbox = new_sandbox_id()
-    network, container, channel = None, "", None
+    network, container, channel, started = None, "", None, False
     try:
-        named = labels(await ports.engine().call(owner), sandbox, uid)
+        named = labels(owner(), sandbox, uid)
         network = await open_network(engine, spec, named, image.id)
         belongs = "" if place.owner is None else f"{place.owner.uid}:{place.owner.gid}"
         command = ["python3", "-I", "-S", "-u", "-c", _BOOT, _source(), belongs]
         container = await create(engine, spec, image, command, place, named, network, sandbox)
-        output = OutputOnly()
-        channel = Channel(container[:12], output)
+        channel = AttachedChannel(container[:12])
         await connect(await engine.attach(container), channel)
+        started = True
         await _start(engine, container, image)
     except BaseException:
         if channel is not None:
             channel.close()
-        await asyncio.shield(remove(engine, container, place, network, patience_s=0.0))
+        await undo(engine, container, place, network, started=started)
         raise
-    return Launched(sandbox, container, image, channel, output, place, network, engine)
+    return Launched(sandbox, container, image, channel, place, network, engine)
 
 
 async def create(
@@ -122,19 +138,20 @@ async def create(
         mode, dns = network.network_mode, network.dns
     body = options(spec, image.id, command, place.host_config, named, network=mode, dns=dns)
     try:
-        made = await engine.ask(
-            "create a container", lambda client: client.create_container_from_config(body, name=f"rath-{sandbox}")
+        return await engine.make(
+            "create a container",
+            lambda client: str(client.create_container_from_config(body, name=f"rath-{sandbox}")["Id"]),
+            lambda client, made: client.remove_container(made, force=True, v=True),
         )
     except EngineRefusal as error:
         raise SandboxUnavailable(str(error)) from error
-    return str(made["Id"])
 
 
 async def _start(engine: DockerEngine, container: str, image: Image) -> None:
     try:
-        await engine.ask("start a container", lambda client: client.start(container))
+        await engine.start(container)
     except EngineRefusal as error:
-        if "python3" in str(error):
+        if _NO_PYTHON.search(str(error)):
             raise NoPython(f"the image {image.name!r} has no python3") from error
         raise SandboxUnavailable(str(error)) from error
 
@@ -144,9 +161,33 @@ async def remove(
 ) -> None:
     """See a container gone whose streams are closed, then free what it used. An honest one goes by itself, in 50 ms.
 
+    Where no engine answers, what is left waits for a sweep: whoever closes a sandbox then can do nothing about it.
+
     Raises:
         SandboxError: something of it is still there.
     """
+    try:
+        await _remove(engine, container, place, network, patience_s)
+    except SandboxUnavailable as error:
+        _log.warning("a sandbox is closed, but what it used in the engine is removed later only: %s", error)
+
+
+async def undo(engine: DockerEngine, container: str, place: Place, network: Network | None, *, started: bool) -> None:
+    """:func:`remove` after something went wrong, which is what the caller has to hear of: this is logged at most.
+
+    Args:
+        started: whether the engine was asked to start it. Then it ends by itself; to remove one that goes already makes the
+            engine stumble, and list it for ever.
+    """
+    try:
+        await asyncio.shield(remove(engine, container, place, network, patience_s=GONE_S if started else 0.0))
+    except SandboxError as error:
+        _log.warning("a sandbox that was not opened is removed later only: %s", error)
+
+
+async def _remove(
+    engine: DockerEngine, container: str, place: Place, network: Network | None, patience_s: float
+) -> None:
     try:
         if container and not (patience_s and await engine.gone(container, patience_s)):
             await engine.remove(container)

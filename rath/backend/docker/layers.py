@@ -272,7 +272,7 @@ class LayerStore:
         try:
             layer = self._books.new_layer(0o755, uid, gid)
             try:
-                check_space(source, layer.files, stop)
+                check_space(source, layer.files, stop, f"mount a larger disk at {os.path.dirname(self.path)}")
                 copy_tree(source, layer.files, stop=stop)
                 _give(layer.files, uid, gid)
                 return self._books.new_frozen((layer,), uid, gid)

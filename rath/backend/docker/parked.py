@@ -52,8 +52,8 @@ class ParkingBackend(GuestBackend):
             sandbox.channel.closed.remove_done_callback(sandbox._lost)
             sandbox.channel.close()
             try:
-                await self._stop(sandbox)
-            except SandboxError as error:  # its files are safe all the same
+                await self._leave(sandbox)
+            except (SandboxError, OSError) as error:  # its files are safe all the same
                 _log.warning("sandbox %s is parked, but not all of it was removed: %s", sandbox.handle, error)
             return snapshot
 
@@ -105,7 +105,7 @@ class ParkingBackend(GuestBackend):
 
     async def _asnapshot(self, sandbox: BackendSandbox, layer: str) -> object:
         if isinstance(sandbox, ParkableSandbox) and sandbox.parking is not None:
-            parked = sandbox.parking.snapshot
+            parked = await sandbox.parking.snapshot()
             if isinstance(parked, GuestSnapshot):
                 return parked.share()
             if parked is not None:

@@ -91,7 +91,7 @@ class Pool(Generic[W]):
         while not self.is_closed and len(self._ready) < self.size:
             try:
                 one = await self._make()
-            except SandboxError as error:
+            except (SandboxError, OSError) as error:
                 _log.warning("a container to keep warm did not start: %s", error)
                 await asyncio.sleep(RETRY_S)
                 return

@@ -7,11 +7,12 @@ engine's own volumes from then on, and copies are made through the guest: slower
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import threading
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from rath.backend.closing import ending
 from rath.backend.docker import where
@@ -21,13 +22,30 @@ from rath.backend.docker.layers import ROOT, Busy, Frozen, LayerStore, Slot
 from rath.backend.guest.backend import Start
 from rath.backend.spec import BackendSandboxSpec
 from rath.core import ports
-from rath.errors import SandboxError
+from rath.errors import SandboxError, SandboxUnavailable
 
 __all__ = ["Elsewhere", "FrozenWorkspace", "SlotPlace", "Slots", "slots"]
 
 # gVisor has a file system of its own: mounts of the host's do not reach it.
 _RUNTIMES = (None, "runc", "crun")
+_CANNOT = f"a workspace cannot be made or mounted in {ROOT}:"
+_REMEDY = "Close sandboxes and snapshots that are not needed, or make room on that disk"
 _log = logging.getLogger("rath.backend")
+T = TypeVar("T")
+
+
+async def _finished(function: Callable[..., T], *args: object, undo: Callable[[T], None]) -> T:
+    """``function(*args)`` in a thread, awaited to its end even by a caller that is cancelled: then with ``undo`` of it.
+
+    A freeze that nobody waits for would be under way when the next call runs, and what it made would be nobody's.
+    """
+    working = asyncio.ensure_future(ports.engine().call(function, *args))
+    try:
+        return await asyncio.shield(working)
+    except asyncio.CancelledError:
+        working.add_done_callback(lambda done: None if done.cancelled() or done.exception() else undo(done.result()))
+        await asyncio.wait([working])
+        raise
 
 
 class Elsewhere(SandboxError):
@@ -88,20 +106,25 @@ class SlotPlace:
 
         Raises:
             SandboxError: the directory to copy cannot be read, or does not fit.
+            SandboxUnavailable: it cannot be mounted.
         """
-        call = ports.engine().call
-        if isinstance(start.kept, FrozenWorkspace):
-            await call(self._store.mount, self._slot, start.kept.frozen, who.uid, who.gid)
-            return True
-        if start.kind != "copy" or start.path is None:
-            await call(self._store.mount, self._slot, None, who.uid, who.gid)
-            return start.kind == "empty"
         stopped = threading.Event()
         try:
-            await call(self._copy_in, start.path, who, stopped.is_set)
+            return await ports.engine().call(self._fill, start, who, stopped.is_set)
+        except OSError as error:
+            raise SandboxUnavailable(f"{_CANNOT} {error.strerror or error}. {_REMEDY}") from error
         finally:
             stopped.set()  # a thread goes on when the call that waits for it is cancelled
-        return True
+
+    def _fill(self, start: Start, who: Identity, stop: Callable[[], bool]) -> bool:
+        if isinstance(start.kept, FrozenWorkspace):
+            self._store.mount(self._slot, start.kept.frozen, who.uid, who.gid)
+            return True
+        if start.kind == "copy" and start.path is not None:
+            self._copy_in(start.path, who, stop)
+            return True
+        self._store.mount(self._slot, None, who.uid, who.gid)
+        return start.kind == "empty"
 
     def _copy_in(self, path: str, who: Identity, stop: Callable[[], bool]) -> None:
         frozen = self._store.adopt(path, who.uid, who.gid, stop)
@@ -113,10 +136,10 @@ class SlotPlace:
     async def freeze(self, image: Image) -> FrozenWorkspace | None:
         """The files as they are now, for containers of ``image``; ``None``: one is open for writing, so copy them."""
         try:
-            frozen = await ports.engine().call(self._store.freeze, self._slot)
+            frozen = await _finished(self._store.freeze, self._slot, undo=self._store.drop)
         except Busy:
             return None
-        except OSError as error:
+        except (OSError, SandboxError) as error:  # a full disk, a mount too many, layers that cannot be merged
             _log.warning("a workspace could not be frozen in place, and is copied: %s", error)
             return None
         return FrozenWorkspace(self._store, frozen, image)
@@ -150,7 +173,10 @@ class Slots:
             self._obstacle = await self._look_for_obstacle(engine)
         if self._obstacle:
             return None
-        return SlotPlace(self._store, await ports.engine().call(self._store.slot))
+        try:
+            return SlotPlace(self._store, await _finished(self._store.slot, undo=self._store.release))
+        except OSError as error:
+            raise SandboxUnavailable(f"{_CANNOT} {error.strerror or error}. {_REMEDY}") from error
 
     async def _look_for_obstacle(self, engine: DockerEngine) -> str:
         if os.geteuid() != 0:

@@ -8,15 +8,13 @@ from dataclasses import dataclass
 
 from rath.backend.docker.container import Identity, identity
 from rath.backend.docker.engine import Image, engine
-from rath.backend.docker.keeper import keeper
+from rath.backend.docker.keeper import kept_owner
 from rath.backend.docker.launch import Launched, launch, remove
 from rath.backend.docker.place import EnginePlace
 from rath.backend.docker.pool import Pool
 from rath.backend.docker.slots import SlotPlace, slots
 from rath.backend.guest.backend import HELLO_S, Start
-from rath.backend.owner import owner
 from rath.backend.spec import BackendSandboxSpec
-from rath.core import ports
 from rath.errors import SandboxUnavailable, UsageValueError
 
 __all__ = ["Pools", "WarmContainer", "whom"]
@@ -98,10 +96,9 @@ async def whom(spec: BackendSandboxSpec) -> Identity:
 
 async def _launch(spec: BackendSandboxSpec, image: Image, who: Identity, uid: int | None) -> Launched:
     """A container with the fastest kind of workspace that this engine can have."""
-    mine = slots((await ports.engine().call(owner)).id)
+    mine = slots((await kept_owner()).id)
     place = await mine.place(engine(), spec)
     if place is not None:
-        await ports.engine().call(keeper.need, owner())
         try:
             return await launch(engine(), spec, image, place, uid)
         except SandboxUnavailable as error:

@@ -7,10 +7,12 @@ of sandboxes derives from :class:`GuestSandbox`.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
+import time
 from abc import abstractmethod
 from dataclasses import dataclass, field
-from typing import Literal, TypeVar
+from typing import Literal
 
 from rath.backend.calls import (
     BackendTool,
@@ -32,15 +34,24 @@ from rath.backend.guest.interpreter import Interpreter
 from rath.backend.guest.snapshot import GuestSnapshot, Kept, Spooled, spool, tidy
 from rath.backend.host.diff import Baseline
 from rath.backend.host.paths import Confined, Refused
+from rath.backend.journal import Journal
+from rath.backend.owner import SandboxRecord, owner
 from rath.backend.spec import BackendSandboxSpec, host_workspace, refuse_unsupported, timeout_of
 from rath.backend.types import Backend, BackendSandbox
 from rath.core import ports
-from rath.errors import SandboxBroken, SandboxError, SandboxUnavailable, UnsupportedBackendTool, UsageTypeError
+from rath.errors import (
+    SandboxBroken,
+    SandboxError,
+    SandboxUnavailable,
+    UnsupportedBackendTool,
+    UsageTypeError,
+    UsageValueError,
+)
 
 __all__ = ["GuestBackend", "GuestSandbox", "Start"]
 
-T = TypeVar("T")
 HELLO_S = 30.0
+_log = logging.getLogger("rath.backend")
 BASE_ENV = {
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
     "LANG": "C.UTF-8",
@@ -86,6 +97,7 @@ class GuestSandbox(BackendSandbox):
     python: str = "python3"
     baseline: Baseline = field(default_factory=Baseline, repr=False)
     interpreter: Interpreter = field(init=False, repr=False)
+    journal: Journal | None = field(init=False, repr=False, default=None)
     timeout_s: float | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
@@ -136,6 +148,10 @@ class GuestBackend(Backend):
         Raising closes the sandbox again.
         """
 
+    def _record(self, sandbox: GuestSandbox) -> SandboxRecord | None:
+        """What ``rath sandbox ps`` shows of a sandbox that is ready; ``None``: nothing, and ``logs`` none of its calls."""
+        return None
+
     async def _freeze(self, sandbox: GuestSandbox, layer: str) -> Kept | None:
         """Keep the workspace as it is now, faster than by a copy; ``None`` where that cannot be: then it is copied.
 
@@ -145,7 +161,12 @@ class GuestBackend(Backend):
 
     def _check_spec(self, spec: BackendSandboxSpec | None) -> BackendSandboxSpec:
         """The spec with every field that this backend honours; raises ``UsageValueError`` for others."""
-        return refuse_unsupported(spec, self.name, self.capabilities().spec_fields)
+        checked = refuse_unsupported(spec, self.name, self.capabilities().spec_fields)
+        try:
+            commands.checked_env(checked.env or {})
+        except Refused as refused:
+            raise UsageValueError(refused.message) from None
+        return checked
 
     # -- open and close -----------------------------------------------------------------------------------------------
 
@@ -175,6 +196,7 @@ class GuestBackend(Backend):
                 await _send_in(sandbox, start)
                 sandbox.workspace_ready = True
             await self._ready(sandbox, said)
+            sandbox.journal = self._journal(sandbox)
             sandbox.baseline = baseline if isinstance(baseline, Baseline) else await baseline
         except BaseException as error:
             await asyncio.shield(sandbox.shut())
@@ -187,10 +209,28 @@ class GuestBackend(Backend):
         guest = self._own(sandbox)
         guest.channel.close()
         try:
-            await self._stop(guest)
+            await self._leave(guest)
         finally:
             if guest.baseline.path is not None:
                 await tidy(guest.baseline.drop)
+
+    async def _leave(self, sandbox: GuestSandbox) -> None:
+        """:meth:`_stop`, and what is noted of the sandbox goes too."""
+        if sandbox.journal is not None:
+            sandbox.journal.finish()
+        await self._stop(sandbox)
+        if sandbox.journal is not None:
+            sandbox.journal.close()
+
+    def _journal(self, sandbox: GuestSandbox) -> Journal | None:
+        record = self._record(sandbox)
+        if record is None:
+            return None
+        try:
+            return Journal(owner(names_things=False), record)
+        except SandboxUnavailable as error:  # nobody will see it in a list; that is all
+            _log.warning("sandbox %s is not noted for `rath sandbox ps`: %s", sandbox.handle, error)
+            return None
 
     def _own(self, sandbox: BackendSandbox) -> GuestSandbox:
         if not isinstance(sandbox, GuestSandbox):
@@ -201,24 +241,33 @@ class GuestBackend(Backend):
 
     async def _adispatch(self, sandbox: BackendSandbox, call: BackendTool) -> ToolResult | bool:
         guest = self._own(sandbox)
+        begun = time.monotonic()
+        result: ToolResult | bool | None = None
         try:
-            match call:
-                case BackendToolCommandRun():
-                    return await commands.run_command(guest.channel, call, guest.timeout_s)
-                case BackendToolCodeRun():
-                    return await _run_code(guest, call)
-                case BackendToolFilesRead():
-                    return await files.read(guest.channel, call)
-                case BackendToolFilesWrite():
-                    return await files.write(guest.channel, call)
-                case BackendToolFilesList():
-                    return await files.list_directory(guest.channel, call)
-                case BackendToolFilesExists():
-                    return await files.exists(guest.channel, call)
-                case _:
-                    raise UnsupportedBackendTool(type(call), self.name)
+            result = await self._answer(guest, call)
         except Refused as refused:
-            return ToolExecutionFailure(refused.kind, refused.message)
+            result = ToolExecutionFailure(refused.kind, refused.message)
+        finally:
+            if guest.journal is not None:
+                guest.journal.note(call, result, begun)
+        return result
+
+    async def _answer(self, guest: GuestSandbox, call: BackendTool) -> ToolResult | bool:
+        match call:
+            case BackendToolCommandRun():
+                return await commands.run_command(guest.channel, call, guest.timeout_s)
+            case BackendToolCodeRun():
+                return await _run_code(guest, call)
+            case BackendToolFilesRead():
+                return await files.read(guest.channel, call)
+            case BackendToolFilesWrite():
+                return await files.write(guest.channel, call)
+            case BackendToolFilesList():
+                return await files.list_directory(guest.channel, call)
+            case BackendToolFilesExists():
+                return await files.exists(guest.channel, call)
+            case _:
+                raise UnsupportedBackendTool(type(call), self.name)
 
     async def _aupload(self, sandbox: BackendSandbox, host_path: str, path: str) -> None:
         await transfer.upload(self._own(sandbox).channel, host_path, path)

@@ -38,6 +38,7 @@ from rath.backend.guest.frames import (
 from rath.backend.guest.inflight import DOWNLOAD_WINDOW_BYTES, Call, Reply, refusal
 from rath.backend.guest.stream import GuestStream
 from rath.backend.guest.uploads import Uploads
+from rath.backend.guest.watch import Watch
 from rath.backend.host.paths import Refused
 from rath.errors import SandboxBroken, SandboxClosed, SandboxError, SandboxUnavailable
 
@@ -51,10 +52,10 @@ PATIENCE_S = 60.0
 PING_S = 10.0
 KILL_WAIT_S = 2.0
 KILL_S = 10.0
-_SECOND_LOOK_S = 0.1
 _WRITE_BUFFER_BYTES = 256 * 1024
 _CREDIT_BYTES = DOWNLOAD_WINDOW_BYTES // 4
 _MAX_MESSAGE = 4_000
+_MAX_LOGS = 1_000
 _log = logging.getLogger("rath.backend")
 
 
@@ -87,8 +88,10 @@ class Channel(asyncio.Protocol):
         self._calls: dict[int, Call] = {}
         self._last_id = 0
         self._uploads = Uploads(self._write)
+        self._watch = Watch(self._loop, lambda: self.start("ping", patience_s=PING_S), self._overdue)
         self._error: Callable[[], SandboxError] | None = None
         self._said: deque[str] = deque(maxlen=3)
+        self._logs_left = _MAX_LOGS
         _channels.add(self)
 
     # -- opening and closing ------------------------------------------------------------------------------------------
@@ -106,12 +109,17 @@ class Channel(asyncio.Protocol):
         """Tell the guest how to work; what it says about that. Once, after :meth:`hello`.
 
         Raises:
-            SandboxUnavailable: it did not answer within ``timeout_s``.
+            SandboxUnavailable: it did not answer within ``timeout_s``, or the environment is too large for a frame.
             SandboxBroken: it died, or refused.
         """
         self.check()
+        payload = pack(config.fields())
+        if len(payload) > MAX_PAYLOAD_BYTES:
+            raise SandboxUnavailable(
+                f"the environment has {len(payload):,} bytes, and may have {MAX_PAYLOAD_BYTES:,}: put what is large in files"
+            )
         self._configured = True
-        self._write(encode(Kind.CONFIG, 0, pack(config.fields())))
+        self._write(encode(Kind.CONFIG, 0, payload))
         return await self._introduction(self._ready, timeout_s, "took its configuration")
 
     async def _introduction(self, answer: asyncio.Future[dict[str, str]], timeout_s: float, what: str) -> Mapping[str, str]:
@@ -267,7 +275,7 @@ class Channel(asyncio.Protocol):
             call.deadline = self._loop.time() + timeout_s + GRACE_S
         else:
             call.patience_s, call.slow = patience_s, slow
-        self._watch(call)
+        self._watch.begin(call)
         return call
 
     def stream(
@@ -287,7 +295,7 @@ class Channel(asyncio.Protocol):
             call.outgoing, call.finished = memoryview(b""), False
             self._write(encode(Kind.KILL, call.id))
             call.deadline = self._loop.time() + KILL_S
-            self._watch(call)
+            self._watch.begin(call)
 
     async def stop(self, call: Call) -> None:
         """:meth:`kill`, and wait until it is done; but not for long."""
@@ -352,6 +360,9 @@ class Channel(asyncio.Protocol):
 
     def _accept_own(self, frame: Frame) -> None:
         if frame.kind == Kind.LOG:
+            self._logs_left -= 1
+            if self._logs_left < 0:
+                raise ProtocolError("more words than any guest has")
             text = frame.payload[:_MAX_MESSAGE].decode("utf-8", "replace").strip()
             self._said.append(text[:300])
             _log.debug("guest of sandbox %s: %s", self.name, text)
@@ -370,36 +381,8 @@ class Channel(asyncio.Protocol):
             self._write(encode(Kind.CREDIT, call.id, pack_credit(call.to_credit)))
             call.to_credit = 0
 
-    # -- time ---------------------------------------------------------------------------------------------------------
-
-    def _watch(self, call: Call) -> None:
-        if call.timer is not None:
-            call.timer.cancel()
-        if call.deadline is not None:
-            call.timer = self._loop.call_at(call.deadline, self._look_again, call)
-        elif call.patience_s is not None:
-            call.timer = self._loop.call_later(call.patience_s, self._look, call, call.patience_s)
-
-    def _look(self, call: Call, patience_s: float) -> None:
-        now = self._loop.time()
-        if not call.guests_turn:
-            call.moved_at = now
-        left_s = call.moved_at + patience_s - now
-        if left_s <= 0 and call.slow:
-            self.start("ping", patience_s=PING_S)
-            call.moved_at, left_s = now, patience_s
-        if left_s <= 0:
-            self._look_again(call)
-        else:
-            call.timer = self._loop.call_later(left_s, self._look, call, patience_s)
-
-    def _look_again(self, call: Call) -> None:
-        # The loop itself may have been late, with the answer in the socket: that is read before the next timer.
-        call.timer = self._loop.call_later(_SECOND_LOOK_S, self._overdue, call)
-
     def _overdue(self, call: Call) -> None:
-        if not call.done.done():
-            self.distrust(f"its guest server did not answer {call.op!r} in time")
+        self.distrust(f"its guest server did not answer {call.op!r} in time")
 
 
 def _quiet(future: asyncio.Future[dict[str, str]]) -> asyncio.Future[dict[str, str]]:

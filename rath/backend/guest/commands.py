@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -19,7 +18,7 @@ from rath.backend.calls import (
 from rath.backend.code import command_for
 from rath.backend.guest.channel import Channel
 from rath.backend.guest.config import KEEP_BYTES
-from rath.backend.guest.files import raw_path
+from rath.backend.guest.files import encoded, raw_path
 from rath.backend.guest.frames import ProtocolError, number
 from rath.backend.guest.inflight import Reply
 from rath.backend.host.paths import Refused
@@ -37,6 +36,7 @@ __all__ = [
     "timeout_field",
 ]
 
+_FOREVER_S = 1e8  # years: no limit, and no number that a clock cannot take
 _VALUE_PIPE = "3"
 _FLAGS = frozenset("tkoxs")
 
@@ -88,7 +88,7 @@ def limit_of(timeout: float | None, default_s: float | None) -> float | None:
     timeout_s = default_s if timeout is None else timeout
     if timeout_s is not None and not timeout_s > 0:
         raise Refused("invalid_tool_arguments", f"timeout={timeout_s!r}: a call needs more than 0 seconds")
-    return None if timeout_s is None or math.isinf(timeout_s) else timeout_s
+    return None if timeout_s is None or timeout_s > _FOREVER_S else timeout_s
 
 
 def timeout_field(timeout_s: float | None) -> bytes:
@@ -117,6 +117,11 @@ def checked_env(env: Mapping[str, str]) -> dict[str, str]:
             raise Refused("invalid_tool_arguments", f"env: {name!r}={value!r}: names and values are strings")
         if not name or "=" in name or "\0" in name or "\0" in value:
             raise Refused("invalid_tool_arguments", f"env: {name!r} cannot be a variable, or its value has a NUL character")
+        try:
+            os.fsencode(name + value)
+        except UnicodeEncodeError:
+            message = f"env: {name!r} or its value holds half of a surrogate pair, which no process can have"
+            raise Refused("invalid_tool_arguments", message) from None
     return dict(env)
 
 
@@ -154,7 +159,7 @@ def _arguments(argv: Sequence[str]) -> list[bytes]:
 async def run_command(channel: Channel, call: BackendToolCommandRun, default_s: float | None) -> ToolResult:
     """Run a command."""
     argv = ["/bin/sh", "-c", call.cmd] if isinstance(call.cmd, str) else list(call.cmd)
-    stdin = call.stdin.encode() if isinstance(call.stdin, str) else call.stdin
+    stdin = None if call.stdin is None else encoded(call.stdin, "stdin")
     timeout_s = limit_of(call.timeout, default_s)
     fields = spawn_fields(argv, flags="" if stdin is None else "i", timeout_s=timeout_s, cwd=call.cwd, env=call.env)
     ended = await _run(channel, fields, timeout_s, stdin, 0)

@@ -16,6 +16,7 @@ UPLOAD_WINDOW_BYTES = 256 * 1024
 DOWNLOAD_WINDOW_BYTES = 1024 * 1024
 """How much a guest may send of a stream before rath asks for more: all that one stream can take of rath's memory."""
 _MAX_CREDIT_BYTES = 1 << 31
+_SMALL_BYTES = 2048
 _MAX_MESSAGE_BYTES = 4_000
 _NOTHING = memoryview(b"")
 
@@ -38,7 +39,7 @@ class Call:
     """
 
     __slots__ = (
-        "_err", "_keep", "_out", "_value", "_value_keep", "arrived", "arrived_bytes", "credit", "deadline", "done",
+        "_err", "_keep", "_out", "_value", "_value_keep", "arrived", "credit", "deadline", "done",
         "feeding", "finished", "id", "moved_at", "news", "op", "outgoing", "patience_s", "queued", "room", "slow", "timer",
         "to_credit", "window",
     )  # fmt: skip
@@ -62,7 +63,6 @@ class Call:
         self.room: asyncio.Future[None] | None = None
         # From the guest: what nobody has taken yet, and what it may still send.
         self.arrived: deque[bytes] = deque()
-        self.arrived_bytes = 0
         self.window = window_bytes
         self.to_credit = 0
         self.news: asyncio.Future[None] | None = None
@@ -87,18 +87,22 @@ class Call:
             ProtocolError: it is more than was asked for.
         """
         kind, data = frame.kind, frame.payload
+        if not data:  # an endless number of them would fit into any window
+            raise ProtocolError(f"a frame of kind {kind} without content")
         if kind == Kind.GUEST_DATA:
             if len(data) > self.window:
                 raise ProtocolError(f"{len(data):,} bytes for {self.op!r}, which had room for {self.window:,}")
             self.window -= len(data)
-            if data:
+            if self.arrived and len(self.arrived[-1]) < _SMALL_BYTES:  # a million objects of a byte would be 40 MB
+                self.arrived[-1] += data
+            else:
                 self.arrived.append(data)
-                self.arrived_bytes += len(data)
             wake(self.news)
         elif kind == Kind.GUEST_CREDIT:
-            self.credit += unpack_credit(data)
-            if self.credit > _MAX_CREDIT_BYTES:
-                raise ProtocolError("more credit than any upload needs")
+            more = unpack_credit(data)
+            self.credit += more
+            if not more or self.credit > _MAX_CREDIT_BYTES:
+                raise ProtocolError("no credit, or more than any upload needs")
         elif kind == Kind.VALUE:
             _add(self._value, data, self._value_keep, self.op)
         else:

@@ -47,7 +47,6 @@ class GuestStream:
             await call.news
         data = call.arrived[0] if len(call.arrived) == 1 else b"".join(call.arrived)
         call.arrived.clear()
-        call.arrived_bytes = 0
         self._left -= len(data)
         if self._left < 0:
             self._channel.distrust(f"its guest server sent a stream for {call.op!r} that is longer than it may be")

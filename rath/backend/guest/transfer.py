@@ -26,7 +26,17 @@ from rath.backend.host.paths import Confined, Refused
 from rath.core import ports
 from rath.errors import SandboxError
 
-__all__ = ["DirectoryTarget", "FileTarget", "Limits", "Target", "download", "receive_archive", "send_archive", "telling", "upload"]
+__all__ = [
+    "DirectoryTarget",
+    "FileTarget",
+    "Limits",
+    "Target",
+    "download",
+    "receive_archive",
+    "send_archive",
+    "telling",
+    "upload",
+]
 
 _UNLIMITED_BYTES = 1 << 62
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC

@@ -1,4 +1,4 @@
-"""Directories that the ``local`` backend makes for itself, and removes: those it made, and nothing that took their place.
+"""Directories on the host that rath makes for itself, and removes: those it made, and nothing that took their place.
 
 A path says nothing about what stands there: a command can move the workspace away and put another directory, or a link,
 in its place. So each directory is held by a descriptor from its start, which pins its identity, and is removed through
@@ -24,12 +24,14 @@ from typing import NamedTuple
 
 from rath.errors import SandboxError
 
-__all__ = ["clear", "own_directory", "remove_own", "sweep_leftovers_once"]
+__all__ = ["Leftover", "clear", "own_directory", "remove_own", "sweep_leftovers", "sweep_leftovers_once"]
 
 PREFIX, SUFFIX = "rath-local-", ".own"
 MIN_AGE_S = 60.0
 STAND_INS = range(1_900_000_000, 1_900_100_000)
 """Whom root lets sandboxes run as, and gives their directories to: above all that systemd gives to people and services."""
+LOW_STAND_INS = range(50_000, 60_000)
+"""The same where only 65,536 users are mapped, as in many containers."""
 _NAME = re.compile(re.escape(PREFIX) + r"[a-z0-9_]{8}" + re.escape(SUFFIX))
 _OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _log = logging.getLogger("rath.backend")
@@ -54,7 +56,7 @@ def own_directory() -> str:
         os.rmdir(path)
         raise
     with contextlib.suppress(OSError):  # a file system without locks: nobody can sweep there either
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(fd, fcntl.LOCK_EX)  # waits, if at all, for a sweep that takes a look
     _own[path] = _Held(fd, os.fstat(fd))
     return path
 
@@ -197,6 +199,14 @@ os.register_at_fork(after_in_child=_reset_in_child)
 # -- leftovers --------------------------------------------------------------------------------------------------------
 
 
+class Leftover(NamedTuple):
+    """A directory that a killed process left. ``fate``: ``removed``, ``kept`` or ``failed``; ``why`` says why."""
+
+    path: str
+    fate: str
+    why: str
+
+
 def sweep_leftovers_once() -> None:
     """Start removing what killed processes of this user left, in a thread, the first time in this process."""
     global _swept
@@ -204,45 +214,61 @@ def sweep_leftovers_once() -> None:
         if _swept:
             return
         _swept = True
-    threading.Thread(target=_sweep, args=(tempfile.gettempdir(),), name="rath-local-sweep", daemon=True).start()
+    threading.Thread(target=sweep_leftovers, name="rath-local-sweep", daemon=True).start()
 
 
-def _sweep(parent: str) -> None:
+def sweep_leftovers(parent: str | None = None, *, dry_run: bool = False) -> list[Leftover]:
+    """Remove the directories below ``parent`` that killed processes of this user left, and say what became of each. Blocks.
+
+    Args:
+        parent: by default where directories for temporary files are made.
+        dry_run: only say what would be removed.
+    """
+    parent = tempfile.gettempdir() if parent is None else parent
     try:
-        names = [name for name in os.listdir(parent) if _NAME.fullmatch(name)]
+        names = sorted(name for name in os.listdir(parent) if _NAME.fullmatch(name))
     except OSError as error:
         _log.warning("cannot look for leftover workspaces in %s: %s", parent, error.strerror)
-        return
+        return []
+    found = []
     for name in names:
         path = os.path.join(parent, name)
         try:
-            _sweep_one(path)
+            left = _sweep_one(path, dry_run)
         except FileNotFoundError:  # another process was faster
-            pass
+            continue
         except OSError as error:
             _log.warning("the leftover workspace %s cannot be removed: %s", path, error.strerror)
+            left = Leftover(path, "failed", error.strerror or str(error))
+        if left is not None:
+            found.append(left)
+    return found
 
 
 def _is_ours(uid: int) -> bool:
     me = os.geteuid()
-    return uid == me or (me == 0 and uid in STAND_INS)
+    return uid == me or (me == 0 and (uid in STAND_INS or uid in LOW_STAND_INS))
 
 
-def _sweep_one(path: str) -> None:
+def _sweep_one(path: str, dry_run: bool) -> Leftover | None:
+    """What became of it; ``None`` if it is nobody's leftover."""
     status = os.lstat(path)
     if not stat.S_ISDIR(status.st_mode) or not _is_ours(status.st_uid) or stat.S_IMODE(status.st_mode) != 0o700:
-        return
-    if time.time() - status.st_mtime < MIN_AGE_S:
-        return
+        return None
     fd = os.open(path, _OPEN)
     try:
         if not os.path.samestat(os.fstat(fd), status):
-            return
+            return None
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:  # in use, or nobody can tell
-            return
-        _remove(path, _Held(fd, status))
-        _log.info("removed the workspace %s, which a killed process had left", path)
+            return None
+        age_s = time.time() - status.st_mtime
+        if age_s < MIN_AGE_S:  # whoever makes one has it for a moment before its lock
+            return Leftover(path, "kept", f"it is {max(0.0, age_s):.0f} s old, and goes when it is {MIN_AGE_S:g} s old")
+        if not dry_run:
+            _remove(path, _Held(fd, status))
+            _log.info("removed the workspace %s, which a killed process had left", path)
+        return Leftover(path, "removed", "its process was killed")
     finally:
         os.close(fd)

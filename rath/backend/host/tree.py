@@ -88,9 +88,12 @@ def open_file(root: Confined, path: str) -> Iterator[int]:
 # -- copying ----------------------------------------------------------------------------------------------------------
 
 
-def check_space(root: Confined, target: str, stop: Callable[[], bool]) -> None:
+def check_space(
+    root: Confined, target: str, stop: Callable[[], bool], remedy: str = "set TMPDIR to a directory on a larger disk"
+) -> None:
     """Raise ``SandboxError`` if a copy of everything below ``root`` does not fit where ``target`` is, or ``stop`` says so.
 
+    The error advises to remove large files, or else the ``remedy``.
     Counted is what the files really occupy: holes need nothing.
     """
     need = 0
@@ -108,8 +111,7 @@ def check_space(root: Confined, target: str, stop: Callable[[], bool]) -> None:
     if need > free and not _shares_blocks(root, largest[1], target):
         raise SandboxError(
             f"a copy of the workspace {root.path} needs {need / 2**20:,.1f} MiB, and {os.path.dirname(target)} has "
-            f"{free / 2**20:,.1f} MiB free. Remove large files from the workspace, or set TMPDIR to a directory on a "
-            "larger disk"
+            f"{free / 2**20:,.1f} MiB free. Remove large files from the workspace, or {remedy}"
         )
 
 

@@ -10,6 +10,7 @@ from rath.backend.types import BackendSandboxSpec
 from rath.testing.sandbox import SandboxConformance
 
 
+@pytest.mark.slow  # the default run has the same promises of the same guest in tests/backend/guest
 @pytest.mark.usefixtures("works")
 class TestBwrap(SandboxConformance):
     backend_name = "bwrap"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -77,8 +79,55 @@ def test_the_owners_death_ends_everything(usable_directory: Path) -> None:
     # Its directory is what the next process sweeps up, a minute later.
     assert Path(top).parent == usable_directory
     os.utime(top, (0, 0))
-    own._sweep(str(usable_directory))
+    assert [left.fate for left in own.sweep_leftovers(str(usable_directory))] == ["removed"]
     assert not Path(top).exists()
+
+
+OPENER = """
+import sys
+from rath.backend import registry
+from rath.backend.types import *
+print("go", flush=True)
+while True:
+    sandbox = registry.get("bwrap").open()
+    sandbox.dispatch(BackendToolCommandRun("setsid sleep 4243 > /dev/null 2>&1 &"))
+    sandbox.dispatch(BackendToolCommandRun("true"))
+    registry.get("bwrap").close(sandbox)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.usefixtures("works")
+def test_a_hundred_deaths_of_an_owner_at_any_moment_leave_nothing(usable_directory: Path) -> None:
+    """Killed while it opens, calls or closes; directories go with the next sweep, notes too."""
+    usable_directory.chmod(0o777)
+    state = usable_directory.parent / "state"
+    state.mkdir(mode=0o700)
+    env = {**os.environ, "TMPDIR": str(usable_directory), "XDG_RUNTIME_DIR": str(state)}
+    for n in range(100):
+        with subprocess.Popen([sys.executable, "-c", OPENER], stdout=subprocess.PIPE, text=True, env=env) as owner:
+            assert owner.stdout is not None
+            assert owner.stdout.readline() == "go\n"
+            time.sleep(n * 0.003)
+            owner.send_signal(signal.SIGKILL)
+    inside = f"{usable_directory}/"
+    assert _within(5, lambda: not _sleepers("sleep 4243") and not _mounting(inside))
+    for left in (*usable_directory.iterdir(), *(state / "rath").rglob("*")):
+        os.utime(left, (0, 0))
+    subprocess.run([sys.executable, "-c", "from rath.backend.bwrap.sweep import sweep; sweep()"], env=env, check=True)
+    assert [left for left in usable_directory.iterdir() if left.name.endswith(".own")] == []
+    assert [path for path in (state / "rath").rglob("*") if not path.is_dir() or path.parent.name == "owners"] == []
+
+
+def _mounting(inside: str) -> list[str]:
+    """Processes that have a directory below ``inside`` mounted."""
+    found = []
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError):
+            if inside in Path(f"/proc/{name}/mountinfo").read_text():
+                found.append(name)
+    return found
 
 
 def test_a_sandbox_that_is_killed_breaks_its_calls_at_once(bwrap: Backend) -> None:
@@ -175,6 +224,28 @@ def test_a_bound_directory_that_cannot_be_reached_is_refused(bwrap: Backend, usa
         bwrap.open(BackendSandboxSpec(workspace=usable_directory, workspace_mode="bind"))
 
 
+def test_a_directory_that_is_swapped_while_it_is_bound_opens_nothing(
+    bwrap: Backend, usable_directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a sandbox that is bound to a directory above could do."""
+    above = usable_directory.parent
+    above.chmod(0o777)
+    secret = above / "secret"
+    secret.mkdir()
+    os.chown(secret, *(usable_directory.stat().st_uid, usable_directory.stat().st_gid))
+    swap = f"mv {usable_directory} {above}/moved && ln -s {secret} {usable_directory}"
+    (above / "bwrap").write_text(f'#!/bin/sh\n[ -e {above}/armed ] && {swap}\nexec {shutil.which("bwrap")} "$@"\n')
+    (above / "bwrap").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{above}:{os.environ['PATH']}")
+    preflight.check()
+    (above / "armed").touch()
+    with pytest.raises(SandboxUnavailable, match="something else was put in its place"):
+        bwrap.open(BackendSandboxSpec(workspace=usable_directory, workspace_mode="bind"))
+    assert usable_directory.is_symlink()
+    (above / "armed").unlink()
+    usable_directory.unlink()
+
+
 def test_extra_mounts_are_there_and_read_only(bwrap: Backend, usable_directory: Path) -> None:
     (usable_directory / "data.txt").write_text("data")
     (usable_directory / "data.txt").chmod(0o644)
@@ -196,6 +267,7 @@ def test_extra_mounts_are_there_and_read_only(bwrap: Backend, usable_directory: 
         BackendSandboxSpec(user="0"),
         BackendSandboxSpec(user="me"),
         BackendSandboxSpec(mounts={"/etc/x": "/usr"}),
+        BackendSandboxSpec(mounts={"//etc": "/usr"}),
         BackendSandboxSpec(mounts={"/data": "/no/such/place"}),
         BackendSandboxSpec(mounts={"/data": "/dev/null"}),
     ],
@@ -312,6 +384,16 @@ def test_a_bwrap_that_does_not_hold_what_it_has_to_opens_nothing(
     monkeypatch.setenv("PATH", f"{usable_directory}:{os.environ['PATH']}")
     with pytest.raises(SandboxUnavailable, match=said):
         preflight.check()
+
+
+def test_a_tmpdir_that_only_root_may_enter_is_named(works: None, tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("others may enter their own")
+    tmp_path.chmod(0o700)
+    code = "from rath.backend.bwrap import preflight; preflight.check()"
+    env = {**os.environ, "TMPDIR": str(tmp_path)}
+    ran = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
+    assert "set TMPDIR to a directory that every user may enter" in ran.stderr
 
 
 @pytest.mark.usefixtures("works")

@@ -40,6 +40,7 @@ def test_memory_ends_the_command_and_not_the_sandbox(bwrap: Backend) -> None:
 
 @ROOT
 @pytest.mark.usefixtures("groups")
+@pytest.mark.slow
 def test_processors_are_shared_out(bwrap: Backend) -> None:
     """By the time that processes get, which no load of the machine changes: at most a tenth of what passes."""
     with bwrap.open(BackendSandboxSpec(cpus=0.1)) as sandbox:

@@ -39,7 +39,7 @@ def test_a_workspace_of_a_size_must_fit_into_the_memory() -> None:
         workspace_of(BackendSandboxSpec(disk="3g"), WHO)
 
 
-@pytest.mark.parametrize("user", ["0", "root", "0:0", "1000:0", "1000:x", "-1", "1000:1000:1", "4294967295", ""])
+@pytest.mark.parametrize("user", ["0", "root", "0:0", "1000:0", "1000:x", "-1", "1000:1000:1", "4294967295", "1000:4294967295", ""])
 def test_commands_never_run_as_root(user: str) -> None:
     with pytest.raises(UsageValueError, match="uid"):
         identity(BackendSandboxSpec(user=user))
@@ -66,10 +66,29 @@ def test_the_engines_socket_is_never_mounted(tmp_path: Path, monkeypatch: pytest
     assert "beside" in str(host_config(BackendSandboxSpec(mounts={"/data": tmp_path / "beside"})))
 
 
-@pytest.mark.parametrize("target", ["/", "/proc", "/proc/sys", "/sys/fs", "/dev/null", "/workspace", "/workspace/"])
+@pytest.mark.parametrize(
+    "target",
+    ["/", "//", "/proc", "//proc", "/./proc/sys", "/proc/sys", "/sys/fs", "/dev/null", "/tmp", "/workspace", "/workspace/",
+     "/workspace/data", "//workspace/./data"],
+)
 def test_mounts_do_not_hide_what_is_the_sandboxs_own(tmp_path: Path, target: str) -> None:
     with pytest.raises(UsageValueError, match="choose another place"):
         host_config(BackendSandboxSpec(mounts={target: tmp_path}))
+
+
+def test_the_hosts_processes_and_devices_are_never_mounted(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("/proc/self")
+    for source in ("/", "//", "/proc", "/proc/1/root", "/sys", "/dev/shm", "/tmp/../proc", str(tmp_path / "link")):
+        with pytest.raises(UsageValueError, match="host"):
+            host_config(BackendSandboxSpec(mounts={"/data": source}))
+    with pytest.raises(UsageValueError, match="host"):
+        workspace_of(BackendSandboxSpec(workspace="/proc", workspace_mode="bind"), WHO)
+
+
+@pytest.mark.parametrize("cpus", [1e-12, 0.001, float("inf"), float("nan")])
+def test_a_number_of_processors_that_the_engine_takes_for_no_limit_is_refused(cpus: float) -> None:
+    with pytest.raises(UsageValueError, match="cpus"):
+        host_config(BackendSandboxSpec(cpus=cpus))
 
 
 def test_what_is_not_there_cannot_be_mounted(tmp_path: Path) -> None:

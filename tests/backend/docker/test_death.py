@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -20,7 +21,7 @@ from rath.backend.docker.engine import DockerEngine
 from rath.backend.docker.sweep import everything
 from rath.backend.types import BackendSandbox, BackendSandboxSpec
 from rath.core import ports
-from rath.errors import SandboxBroken
+from rath.errors import SandboxBroken, SandboxUnavailable
 from rath.testing import ScriptedClient
 from tests.backend.docker.conftest import BASE, NO_PYTHON
 
@@ -201,12 +202,58 @@ def test_many_sandboxes_can_be_opened_at_once(docker_engine: DockerEngine) -> No
     assert len(set(ports.engine().run(use_and_close()))) > 15
 
 
+def test_a_guest_that_cannot_start_is_told_with_its_last_words(docker_engine: DockerEngine, tmp_path: Path) -> None:
+    broken = tmp_path / "python3"
+    broken.write_text("#!/bin/sh\necho this Python is broken >&2; exit 3\n")
+    broken.chmod(0o755)
+    with pytest.raises(SandboxUnavailable, match="this Python is broken"):
+        registry.get("docker").open(BackendSandboxSpec(image=BASE, mounts={"/usr/bin/python3": broken}))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("image", [BASE, NO_PYTHON])
+def test_an_open_that_is_cancelled_at_any_moment_leaves_nothing(docker_engine: DockerEngine, image: str) -> None:
+    backend = registry.get("docker")
+    with backend.open(BackendSandboxSpec(image=image)):  # what is done once is done
+
+        async def cancel_after(seconds: float) -> None:
+            opening = asyncio.ensure_future(backend.open_in_loop(BackendSandboxSpec(image=image)))
+            await asyncio.sleep(seconds)
+            opening.cancel()
+            try:
+                await (await opening).shut()
+            except asyncio.CancelledError:
+                return
+
+        for n in range(30):
+            ports.engine().run(cancel_after(n * 0.004))
+            assert len([one for one in everything(docker_engine, owners.owner().id) if one.kind == "container"]) == 1, n
+
+
+@pytest.mark.slow
+def test_a_container_that_was_made_and_never_started_goes_with_its_owner(docker_engine: DockerEngine) -> None:
+    make = """
+from rath.backend.docker.container import options
+from rath.backend.docker.engine import engine
+from rath.backend.docker.labels import labels
+body = options(BackendSandboxSpec(), sys.argv[1], ["sh"], {}, labels(owner(), "0123456789abcdef"))
+engine().ask_blocking("make", lambda client: client.create_container_from_config(body))
+print("made", flush=True)
+input()
+"""
+    process, name = holder(NO_PYTHON, then=make)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "made\n"
+    end(process)
+    assert left_after(docker_engine, name, 2 * GONE_S) == []
+
+
 def test_an_open_sandbox_is_on_record_until_it_closes(sandbox: BackendSandbox) -> None:
     record = next(one for one in owners.sandboxes() if one.handle.startswith(sandbox.handle))
     assert (record.backend, record.image, record.pid) == ("docker", BASE, os.getpid())
     assert owners.alive(record.owner) is True
     sandbox.dispatch(BackendToolCommandRun("exit 7"))
-    sandbox.log.flush()  # type: ignore[attr-defined]
+    sandbox.journal._log.flush()  # type: ignore[attr-defined]
     noted = owners.calls(record.id)[-1]
     assert (noted["text"], noted["exit"]) == ("exit 7", 7)
     sandbox.backend.close(sandbox)

@@ -88,8 +88,9 @@ class ParkingBackend(MemoryBackend):
 
     async def _asnapshot(self, sandbox: BackendSandbox, layer: str) -> object:
         assert isinstance(sandbox, ParkedSandbox)
-        if sandbox.parking.snapshot is not None:
-            return await self._aclone(sandbox.parking.snapshot)
+        parked = await sandbox.parking.snapshot()
+        if parked is not None:
+            return await self._aclone(parked)
         return await super()._asnapshot(sandbox, layer)
 
     async def _arestore(self, spec: BackendSandboxSpec | None, snapshot: object) -> BackendSandbox:

@@ -133,13 +133,13 @@ def remains(engine: DockerEngine, owner: str) -> list[str]:
 def test_50_containers_removed_under_a_run_each_fail_it_at_once_and_the_model_never_hears(docker_engine: DockerEngine) -> None:
     agent = Session.from_agent_prompt("x")
     for n in range(REMOVALS):
-        client = ScriptedClient(
+        model = ScriptedClient(
             [{"tool_calls": [{"name": "run_shell_command", "arguments": {"cmd": "touch begun; sleep 60"}}]}, "never asked"],
             record=True,
         )
         with Session.from_user_message("go").to("docker", spec=SPEC) as session:
             sandbox = session.require_sandbox()
-            run = run_session_loop(session, agent, agent_provider=client.as_provider())
+            run = run_session_loop(session, agent, agent_provider=model.as_provider())
             removed_at: list[float] = []
 
             def remove(sandbox: BackendSandbox = sandbox, at: list[float] = removed_at, n: int = n) -> None:
@@ -156,7 +156,7 @@ def test_50_containers_removed_under_a_run_each_fail_it_at_once_and_the_model_ne
                 run.chunk_table
             remover.join()
             assert time.monotonic() - removed_at[0] < 3
-            assert len(client.requests) <= 1, "a dead sandbox was reported to the model as a tool's result"
+            assert len(model.requests) <= 1, "a dead sandbox was reported to the model as a tool's result"
             run.close_sandbox()
         # A new placement works.
         if n % 10 == 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import os
@@ -16,6 +17,7 @@ import pytest
 from rath.backend import registry
 from rath.backend.docker import where
 from rath.backend.docker.engine import DockerEngine
+from rath.core import ports
 from rath.errors import SandboxUnavailable
 
 
@@ -86,6 +88,26 @@ def test_the_error_says_what_is_wrong_and_what_to_do(tmp_path: Path, monkeypatch
         assert "systemctl start docker" in error()
     monkeypatch.setenv("DOCKER_HOST", "tcp://127.0.0.1:1")
     assert "tcp://127.0.0.1:1" in error()
+
+
+@pytest.mark.slow
+def test_who_asks_an_engine_that_hangs_hears_of_it_in_seconds_however_many_ask(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(tmp_path / "engine.sock"))
+        listening.listen(20)  # and never answers
+        monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/engine.sock")
+        engine = DockerEngine()
+
+        async def ask_all() -> list[object]:
+            asked = (engine.ask("look", lambda client: client.version()) for _ in range(5))
+            return await asyncio.gather(*asked, return_exceptions=True)
+
+        begun = time.monotonic()
+        answers = ports.engine().run(ask_all())
+    assert time.monotonic() - begun < 20
+    assert all(isinstance(one, SandboxUnavailable) and "does not answer as it should" in str(one) for one in answers), answers
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")

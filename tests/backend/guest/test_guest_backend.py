@@ -123,6 +123,7 @@ def test_a_time_limit_beyond_all_clocks_is_none(sandbox: BackendSandbox, timeout
     assert ran.stdout == b"done\n"
 
 
+@pytest.mark.slow
 def test_a_directory_with_too_many_entries_for_a_list_is_a_failure_and_breaks_nothing(sandbox: PlainGuestSandbox) -> None:
     many = Path(sandbox.handle) / "many"
     many.mkdir()
@@ -268,6 +269,7 @@ def test_a_file_of_64_mib_is_read_and_a_larger_one_is_refused(sandbox: BackendSa
     assert failure.kind == "file_too_large"
 
 
+@pytest.mark.slow
 def test_a_list_of_many_names_is_whole(sandbox: BackendSandbox) -> None:
     from rath.backend.types import BackendToolFilesList, FileEntries
 
