@@ -23,7 +23,7 @@ import concurrent.futures
 import contextlib
 import os
 import weakref
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rath.backend import registry
 from rath.backend.closing import track
@@ -31,12 +31,13 @@ from rath.backend.gate import Reservation
 from rath.backend.stream import arrival
 from rath.backend.types import Backend, BackendSandbox, BackendSandboxSpec
 from rath.core import ports
+from rath.core.cell import Cell
 from rath.errors import SandboxClosed, UsageError
 
 if TYPE_CHECKING:
     from rath.backend.lease import Lease
 
-__all__ = ["Branch", "Restored", "WorkspaceSnapshot", "serve_early"]
+__all__ = ["Branch", "Restored", "WorkspaceSnapshot", "released", "serve_early"]
 
 _takes: set[asyncio.Task[None]] = set()
 
@@ -45,11 +46,13 @@ class Branch:
     """What makes a placement a copy. Owned by it alone; :meth:`freeze` is for any thread, the coroutines for the engine."""
 
     __slots__ = (
-        "__weakref__", "_asked", "_backend", "_copying", "_early", "_parent", "_snapshot", "_taken", "abandoned", "layer",
+        "__weakref__", "_after", "_asked", "_backend", "_copying", "_early", "_parent", "_snapshot", "_taken", "abandoned",
+        "layer",
     )  # fmt: skip
 
-    def __init__(self, backend: str, parent: Lease, layer: str) -> None:
+    def __init__(self, backend: str, parent: Lease, layer: str, after: Cell[Any] | None) -> None:
         self._backend = backend
+        self._after = after
         self.layer = layer
         self._parent: Lease | None = parent  # until the files are there; then let go, or a chain of forks would pile up
         self._asked = False
@@ -70,6 +73,7 @@ class Branch:
         if self._asked:
             raise UsageError("freeze() was called before on this copy: its files are fixed")
         self._asked = True
+        self._after = None
         lease = self._parent
         if lease is None or self.abandoned:
             return
@@ -82,6 +86,16 @@ class Branch:
                 return
             turn = sandbox.gate.reserve()
         ports.engine().start(lambda: self.take(sandbox, turn))
+
+    def wait(self) -> None:
+        """Wait for what the freeze waits for.
+
+        Raises:
+            WouldDeadlock: that waits for the caller.
+        """
+        after = self._after
+        if after is not None:
+            after.wait()
 
     async def take(self, sandbox: BackendSandbox, turn: Reservation) -> None:
         """Take the snapshot of the parent's sandbox, in its turn."""
@@ -120,6 +134,8 @@ class Branch:
     async def files(self, backend: Backend) -> object | None:
         """Wait for the freeze; the snapshot to start from, or ``None``: open afresh."""
         lease = self._parent
+        if self.abandoned:
+            raise released()
         if lease is not None and self._early and lease.placement.sandbox is None:
             if lease.placement.gives_files(backend):
                 # Its opening takes the snapshots of all copies that wait for it, this one's too.
@@ -133,6 +149,8 @@ class Branch:
                 self.start_fresh()
         await arrival(self._taken)
         self._taken.result()
+        if self.abandoned:
+            raise released()
         return self._snapshot
 
     def used(self) -> None:
@@ -140,7 +158,8 @@ class Branch:
         self._snapshot = None
 
     async def shut(self) -> None:
-        """Free a snapshot that was not used."""
+        """Free a snapshot that was not used. Nobody starts from it any more: not from nothing instead, either."""
+        self.abandoned = True
         snapshot, self._snapshot = self._snapshot, None
         if snapshot is not None:
             await registry.get(self._backend)._adiscard(snapshot)
@@ -170,6 +189,11 @@ class Branch:
             self._taken.set_exception(SandboxClosed("the process forked before this copy of a workspace was used"))
 
 
+def released() -> SandboxClosed:
+    """What a copy says that nobody held any more before it was opened."""
+    return SandboxClosed("this copy of a workspace was released. Make another: fork(sandbox='copy') or restore(snapshot)")
+
+
 class WorkspaceSnapshot:
     """The files of a workspace at one moment. Kept until :meth:`close`, the end of a ``with`` block or garbage collection.
 
@@ -186,6 +210,7 @@ class WorkspaceSnapshot:
         self.backend = backend
         self.spec = spec
         self._kept: object | None = kept
+        self._cloning: set[asyncio.Task[object]] = set()
         self._pid = os.getpid()
         track(self)
 
@@ -222,6 +247,8 @@ class WorkspaceSnapshot:
         """:meth:`close`, on the engine's loop."""
         if self.is_open:
             kept, self._kept = self._kept, None
+            if self._cloning:  # what vanishes under a copy is missing in it, and nobody is told
+                await asyncio.wait(self._cloning)
             await self.backend._adiscard(kept)
 
     async def clone(self) -> object:
@@ -232,15 +259,19 @@ class WorkspaceSnapshot:
         """
         if not self.is_open:
             raise SandboxClosed(f"the snapshot {self.id} is closed: restore it before, or take another")
-        return await self.backend._aclone(self._kept)
+        cloning = asyncio.create_task(self.backend._aclone(self._kept))
+        self._cloning.add(cloning)
+        cloning.add_done_callback(self._cloning.discard)
+        return await cloning
 
 
 class Restored:
     """What makes a placement start from a snapshot, at its first use; as :class:`Branch` does from a parent."""
 
-    __slots__ = ("_clone", "_kept", "abandoned", "layer")
+    __slots__ = ("_backend", "_clone", "_kept", "abandoned", "layer")
 
     def __init__(self, kept: WorkspaceSnapshot) -> None:
+        self._backend = kept.backend
         self._kept: WorkspaceSnapshot | None = kept  # not freed as long as this waits for its first use
         self._clone: object | None = None
         self.layer = kept.id
@@ -249,9 +280,14 @@ class Restored:
     def freeze(self) -> None:
         """Nothing: the files are fixed."""
 
+    def wait(self) -> None:
+        """Nothing: there is nothing to wait for."""
+
     async def files(self, backend: Backend) -> object | None:
         """The snapshot to start from."""
-        if self._clone is None and self._kept is not None:
+        if self._clone is None:
+            if self._kept is None:
+                raise released()
             self._clone = await self._kept.clone()
         return self._clone
 
@@ -262,10 +298,9 @@ class Restored:
     def abandon(self, *, block: bool) -> None:
         """Nobody holds the placement, and it was never opened."""
         self.abandoned = True
-        kept, clone = self._kept, self._clone
-        self._kept = self._clone = None
-        if kept is not None and clone is not None:
-            engine, backend = ports.engine(), kept.backend
+        clone, self._clone, self._kept = self._clone, None, None
+        if clone is not None:
+            engine, backend = ports.engine(), self._backend
             if block and not engine.on_loop_thread():
                 engine.run(backend._adiscard(clone))
             else:
@@ -273,6 +308,7 @@ class Restored:
 
     def lost_by_fork(self) -> None:
         """In a forked child: the snapshot is its parent process's, and says so when it is used."""
+        self._clone = None
 
 
 def serve_early(sandbox: BackendSandbox, turns: list[tuple[Branch, Reservation | None]]) -> None:

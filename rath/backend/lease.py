@@ -17,10 +17,11 @@ import threading
 import weakref
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 from weakref import WeakSet
 
 from rath.backend import registry
-from rath.backend.branching import Branch, Restored, WorkspaceSnapshot, serve_early
+from rath.backend.branching import Branch, Restored, WorkspaceSnapshot, released, serve_early
 from rath.backend.closing import close_all
 from rath.backend.types import (
     Backend,
@@ -33,6 +34,7 @@ from rath.backend.types import (
     close_unheld,
 )
 from rath.core import ports
+from rath.core.cell import Cell
 from rath.errors import SandboxClosed, UsageError, UsageTypeError
 
 __all__ = ["Lease", "Placement", "close_all"]
@@ -120,7 +122,7 @@ class Placement:
         if sandbox is not None:
             sandbox.check_open()
         elif branch is not None and branch.abandoned:
-            raise SandboxClosed("this copy of a workspace was released. Fork again: session.fork(sandbox='copy')")
+            raise released()
 
     def __repr__(self) -> str:
         state = "not opened" if self._sandbox is None else "closed" if self._sandbox.closed else self._sandbox.handle
@@ -181,15 +183,19 @@ class Placement:
 
     # -- copies -------------------------------------------------------------------------------------------------------
 
-    def copy(self) -> Placement:
+    def copy(self, after: Cell[Any] | None = None) -> Placement:
         """A placement with its own copy of the files, as they are at the copy's :meth:`freeze`. Costs nothing yet.
+
+        Args:
+            after: what the caller's ``freeze`` will wait for. Who blocks for the copy waits for that first, and so is told
+                where it would wait for itself.
 
         Raises:
             SandboxClosed: the sandbox is closed already.
         """
         child = object.__new__(Placement)
         child._fill(self.backend, self.spec, None)
-        child._branch = Branch(self.backend, self.acquire(), new_layer())
+        child._branch = Branch(self.backend, self.acquire(), new_layer(), after)
         return child
 
     @classmethod
@@ -322,11 +328,18 @@ class Lease:
         if sandbox is not None:
             sandbox.check()
             return sandbox
+        self._wait_for_the_freeze()
         return ports.engine().run(self.open())
 
     def dispatch_blocking(self, call: BackendTool) -> ToolResult | bool:
         """:meth:`dispatch`, for callers on ordinary threads."""
+        self._wait_for_the_freeze()
         return ports.engine().run(self.dispatch(call))
+
+    def _wait_for_the_freeze(self) -> None:
+        branch = self.placement._branch
+        if branch is not None:
+            branch.wait()
 
 
 def new_layer() -> str:
@@ -348,10 +361,12 @@ def _reset_in_child() -> None:
     """A forked child: fresh locks, and nothing under way."""
     global _placements_lock
     _placements_lock = threading.RLock()
-    for placement in list(_placements):
+    placements = list(_placements)
+    for placement in placements:
         if placement._sandbox is None:
             placement._references.lock = threading.RLock()
         placement._opening = None
+    for placement in placements:  # lets go of leases of others, and so takes their locks
         if placement._branch is not None:
             placement._branch.lost_by_fork()
 

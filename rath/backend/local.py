@@ -132,6 +132,7 @@ class LocalBackend(Backend):
     """
 
     name: ClassVar[str] = "local"
+    works_after_fork: ClassVar[bool] = True
 
     @classmethod
     def capabilities(cls) -> Capabilities:

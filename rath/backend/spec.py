@@ -7,7 +7,6 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import timedelta
-from decimal import Decimal
 
 from rath.errors import UsageTypeError, UsageValueError
 
@@ -22,7 +21,7 @@ __all__ = [
 ]
 
 _UNITS = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
-_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([bkmgt]?)(?:i?b)?\s*", re.IGNORECASE)
+_SIZE = re.compile(r"\s*(\d{1,18}(?:\.\d+)?)\s*([bkmgt]?)(?:i?b)?\s*", re.IGNORECASE)
 _USER = re.compile(r"([0-9]{1,10})(?::([0-9]{1,10}))?")
 _NO_USER = 2**32 - 1  # what chown and setresuid take for "leave it"
 _HOST = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.-]{0,252}[A-Za-z0-9])?")
@@ -54,7 +53,8 @@ class BackendSandboxSpec:
             By default 30 minutes in a notebook, and never elsewhere; a duration of zero: never.
         gpus: a number, or ``"all"``.
         mounts: directories or files of the host by their place in the sandbox; read-only.
-        pool: how many sandboxes of this spec to keep warm, so that the next open takes milliseconds.
+        pool: how many sandboxes of this spec to keep warm, so that the next open takes milliseconds. What the image's name
+            means is then asked once a minute, not at each open.
         runtime: the container runtime, such as ``"runsc"`` (gVisor).
     """
 
@@ -196,7 +196,7 @@ def parse_bytes(value: int | str, name: str) -> int:
         match = _SIZE.fullmatch(value)
         if match is None:
             raise UsageValueError(f"{name}={value!r} is no size: give bytes, or text such as '512m' or '2g'")
-        size = int(Decimal(match[1]) * _UNITS[match[2].lower()])
+        size = int(float(match[1]) * _UNITS[match[2].lower()])
     if size <= 0:
         raise UsageValueError(f"{name}={value!r}: a size is more than nothing")
     return size

@@ -41,7 +41,14 @@ from rath.backend.gate import Gate, Reservation
 from rath.backend.spec import BackendSandboxSpec
 from rath.backend.stream import Stream
 from rath.core import ports
-from rath.errors import SandboxBroken, SandboxClosed, SandboxError, SandboxUnavailable, UnsupportedBackendTool, UsageTypeError
+from rath.errors import (
+    SandboxBroken,
+    SandboxClosed,
+    SandboxError,
+    SandboxUnavailable,
+    UnsupportedBackendTool,
+    UsageTypeError,
+)
 
 __all__ = [
     "Backend",
@@ -183,6 +190,12 @@ class BackendSandbox(_Held):
     def check(self) -> None:
         """Raise :class:`SandboxClosed` or :class:`SandboxBroken` if no call can run."""
         self.check_open()
+        if self._pid != os.getpid() and not self.backend.works_after_fork:
+            # Its connection and its loop are the parent's: a call would wait for ever.
+            raise SandboxClosed(
+                f"sandbox {self.handle} belongs to the process that forked this one. Place the session again here: "
+                "session = session.to(...)"
+            )
         if self._broken:
             raise SandboxBroken(
                 f"sandbox {self.handle} broke earlier ({self._broken}). Place the session again: session = session.to(...)"
@@ -303,6 +316,8 @@ class Backend(ABC):
     """
 
     name: ClassVar[str] = ""
+    works_after_fork: ClassVar[bool] = False
+    """Whether a forked child can call in the sandboxes of its parent: where that takes no connection."""
 
     @classmethod
     @abstractmethod

@@ -11,7 +11,7 @@ from rath.backend.lease import Lease
 from rath.backend.types import BackendSandbox, WorkspaceDiff
 from rath.core import ports
 from rath.core.cell import Cell
-from rath.errors import SandboxError, UsageValueError
+from rath.errors import SandboxError, UsageTypeError, UsageValueError
 
 __all__ = ["Placed"]
 
@@ -52,7 +52,7 @@ class Placed:
         lease = self._settled_lease()
         return ports.engine().run(lease.diff())
 
-    def upload(self, host_path: str | os.PathLike[str], path: str | None = None) -> Self:
+    def upload(self, host_path: str | os.PathLike[str], path: str | os.PathLike[str] | None = None) -> Self:
         """Copy a file or directory of this machine into the workspace. Returns the session.
 
         Args:
@@ -62,14 +62,17 @@ class Placed:
         Raises:
             SandboxError: the session was never placed, or something cannot be read or written: the message says what.
         """
-        source = os.path.abspath(os.path.expanduser(os.fspath(host_path)))
+        source = _on_the_host(host_path, "host_path")
         if not os.path.lexists(source):
             raise UsageValueError(f"there is no {source!r} to upload")
+        target = os.path.basename(source) if path is None else _text(path, "path")
+        if not target:
+            raise UsageValueError(f"upload({source!r}) needs to be told where to: path=...")
         lease = self._settled_lease()
-        ports.engine().run(lease.upload(source, os.path.basename(source) if path is None else path))
+        ports.engine().run(lease.upload(source, target))
         return self
 
-    def download(self, path: str, host_path: str | os.PathLike[str] | None = None) -> Self:
+    def download(self, path: str | os.PathLike[str], host_path: str | os.PathLike[str] | None = None) -> Self:
         """Copy a file or directory of the workspace to this machine. Returns the session.
 
         What comes out of a sandbox is not trusted: nothing is written but ``host_path`` and what is below it.
@@ -82,13 +85,16 @@ class Placed:
         Raises:
             SandboxError: the session was never placed, or something cannot be read or written: the message says what.
         """
+        source = _text(path, "path")
         if host_path is None:
-            host_path = os.path.basename(path.rstrip("/"))
-            if host_path in ("", ".", ".."):
-                raise UsageValueError(f"download({path!r}) needs to be told where to: host_path=...")
-        target = os.path.abspath(os.path.expanduser(os.fspath(host_path)))
+            name = os.path.basename(source.rstrip("/"))
+            if name in ("", ".", ".."):
+                raise UsageValueError(f"download({source!r}) needs to be told where to: host_path=...")
+            target = os.path.abspath(name)  # not the home directory that "~" would be
+        else:
+            target = _on_the_host(host_path, "host_path")
         lease = self._settled_lease()
-        ports.engine().run(lease.download(path, target))
+        ports.engine().run(lease.download(source, target))
         return self
 
     def snapshot(self) -> WorkspaceSnapshot:
@@ -121,3 +127,17 @@ class Placed:
         object.__setattr__(self, "_depth", self._depth - 1)
         if self._depth == 0:
             self.close_sandbox()
+
+
+def _text(path: str | os.PathLike[str], name: str) -> str:
+    found = os.fspath(path) if isinstance(path, (str, os.PathLike)) else None
+    if not isinstance(found, str):
+        raise UsageTypeError(f"{name} is a path, a str or a pathlib.Path; not {type(path).__name__}")
+    return found
+
+
+def _on_the_host(path: str | os.PathLike[str], name: str) -> str:
+    text = _text(path, name)
+    if not text:
+        raise UsageValueError(f'{name} is empty: name a file or a directory ("." is the current one)')
+    return os.path.abspath(os.path.expanduser(text))

@@ -277,7 +277,7 @@ class Session(Placed):
         if self._lease is None:
             return None
         self._lease.check()
-        child = self._lease.placement.copy()
+        child = self._lease.placement.copy(None if self._cell.done else self._cell)
         lease = child.acquire()
         # The freeze is queued now or the moment the parent resolves: before anything that uses its files afterwards.
         self._cell.on_done(lambda _cell: child.freeze())

@@ -59,7 +59,7 @@ class MemoryBackend(Backend):
     def reset(self) -> None:
         self.opened = self.closed = self.restored = 0
         self.open_delay_s = self.snapshot_delay_s = 0.0
-        self.open_failures = 0
+        self.open_failures = self.restore_failures = 0
         self.notes: list[str] = []
         self.live_snapshots = 0
         self.opening = threading.Event()
@@ -110,6 +110,10 @@ class MemoryBackend(Backend):
         return files
 
     async def _arestore(self, spec: BackendSandboxSpec | None, snapshot: object) -> BackendSandbox:
+        await asyncio.sleep(self.open_delay_s)
+        if self.restore_failures:
+            self.restore_failures -= 1
+            raise SandboxUnavailable("ordered to fail")
         made = MemorySandbox(self, f"memory-{next(self._numbers)}", spec)
         made.files = snapshot  # type: ignore[assignment]
         self.restored += 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import threading
 import time
 import weakref
@@ -277,6 +278,23 @@ def test_a_sandbox_that_died_takes_no_more_calls_and_is_still_freed(memory: Memo
     assert memory.notes == []
     lease.release()
     assert memory.closed == 1
+
+
+def test_a_forked_child_cannot_call_in_its_parents_sandbox_and_says_so_at_once(memory: MemoryBackend) -> None:
+    lease = Placement(NAME).acquire()
+    sandbox = lease.open_blocking()
+    child = os.fork()
+    if child == 0:
+        refused = 0
+        for use in (lambda: sandbox.dispatch(Sleep(0)), lambda: lease.dispatch_blocking(Sleep(0)), lease.open_blocking):
+            try:
+                use()
+            except SandboxClosed as error:
+                refused += "forked" in str(error)
+        os._exit(refused)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 3
+    assert sandbox.dispatch(Sleep(0)) is True
+    lease.release()
 
 
 def test_nothing_has_changed_in_a_sandbox_that_was_never_used(memory: MemoryBackend) -> None:

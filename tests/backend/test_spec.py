@@ -23,7 +23,7 @@ def test_a_size_is_bytes_or_text_with_a_unit(text: int | str, size: int) -> None
     assert parse_bytes(text, "memory") == size
 
 
-@pytest.mark.parametrize("bad", ["", "much", "-1", "1x", "0", 0, -5, "1 2"])
+@pytest.mark.parametrize("bad", ["9" * 400, "", "much", "-1", "1x", "0", 0, -5, "1 2"])
 def test_what_is_no_size_is_refused_by_the_name_of_its_field(bad: int | str) -> None:
     with pytest.raises(UsageValueError, match="memory"):
         parse_bytes(bad, "memory")
@@ -73,7 +73,7 @@ def test_local_refuses_what_only_a_container_can_do(field: str) -> None:
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"timeout": timedelta(0)}, {"idle_timeout": timedelta(seconds=-1)}, {"working_dir": " "}, {"workspace_mode": "bind"},
+        {"timeout": timedelta(0)}, {"idle_timeout": timedelta(seconds=-1)}, {"working_dir": " "}, {"workspace": ""}, {"workspace_mode": "bind"},
         {"workspace": "a", "working_dir": "b"}, {"workspace": "a", "workspace_mode": "move"}, {"memory": "lots"}, {"cpus": 0},
         {"pids": 0}, {"pool": -1}, {"network": "host"}, {"network": ["nowhere"]}, {"mounts": {"relative": "/srv"}},
         {"mounts": {"/a/../b": "/srv"}},
@@ -81,6 +81,19 @@ def test_local_refuses_what_only_a_container_can_do(field: str) -> None:
 )  # fmt: skip
 def test_a_value_that_cannot_be_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(UsageValueError):
+        refuse_unsupported(BackendSandboxSpec(**wrong), "paper", ALL)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"timeout": 30}, {"idle_timeout": 1800.0}, {"cpus": "2"}, {"cpus": True}, {"pids": "64"}, {"pids": 1.5}, {"pool": "2"},
+        {"pool": True}, {"mounts": ["/data"]}, {"mounts": {Path("/data"): "/srv"}}, {"env": "A=b"}, {"network": 7},
+        {"workspace": 3}, {"working_dir": b"x"}, {"memory": 1.5},
+    ],
+)  # fmt: skip
+def test_a_value_of_another_type_is_refused_by_the_name_of_its_field(wrong: dict[str, Any]) -> None:
+    with pytest.raises(UsageTypeError, match=next(iter(wrong))):
         refuse_unsupported(BackendSandboxSpec(**wrong), "paper", ALL)
 
 

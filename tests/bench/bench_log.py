@@ -10,7 +10,9 @@ import os
 import statistics
 import tempfile
 import time
+import tracemalloc
 from collections.abc import Callable
+from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 from uuid import UUID
@@ -18,7 +20,7 @@ from uuid import UUID
 from rath.core.events import RowAppended, ToolFinished, ToolStarted, UsageReported
 from rath.llm.types import RathLLMTokenUsage, RathLLMToolCallFunction, RathLLMToolCallPart
 from rath.session.chunk import ChunkRow, assistant_turn_chunk, tool_feedback_chunk, user_text_chunk
-from rath.session.persistence import SessionWriter, list_persisted_sessions, load_session
+from rath.session.persistence import SessionWriter, list_persisted_sessions, load_session, open_dir, verify
 from rath.session.persistence.runlog import open_run_log
 from rath.session.session import Session
 
@@ -128,6 +130,18 @@ def list_seconds(home: Path, n: int = 10_000) -> float:
     return found
 
 
+def collection_figures(home: Path) -> tuple[float, float, float]:
+    """Of the logs that :func:`list_seconds` made: seconds to go through them, MiB of Python's memory, seconds to verify all."""
+    logs = open_dir(home / "sessions")
+    listed = best(lambda: [entry.verdict for entry in logs], 3)
+    tracemalloc.start()
+    kept = list(logs)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(kept) == 10_000
+    return listed, peak / (1 << 20), best(logs.verify_all, 1)
+
+
 def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
@@ -139,9 +153,11 @@ def main() -> None:
             ours, plain, bare = load_mb_s(path)
             print(
                 f"load {what:4}, {size / 1e6:3.0f} MB, MB/s   rath {ours:6.0f}   json.loads {plain:13.0f}   "
-                f"hash alone {bare:6.0f}"
+                f"hash alone {bare:6.0f}   verify {size / 1e6 / best(partial(verify, path)):6.0f}"
             )
         print(f"list 10,000 logs, s     rath {list_seconds(directory / 'home'):6.2f}")
+        listed, mib, verified = collection_figures(directory / "home")
+        print(f"open_dir of them, s     {listed:6.2f}   MiB {mib:6.1f}   verify_all, s {verified:6.2f}")
 
 
 if __name__ == "__main__":

@@ -203,6 +203,7 @@ def works(name: str) -> bool:
 if __name__ == "__main__":
     quick = "--quick" in sys.argv
     image = next((word for word in sys.argv[1:] if not word.startswith("-")), os.environ.get("RATH_SANDBOX_IMAGE", "rath-test:base"))
+    print(f"load average: {os.getloadavg()[0]:.2f}, processors: {os.cpu_count()}")
     for name, work in (("docker", lambda: of_docker(image, quick)), ("bwrap", lambda: of_bwrap(quick))):
         if works(name):
             work()

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from rath.core import events
-from rath.core.redact import add_secret
+from rath.core.redact import register_secret
 from rath.errors import PersistenceError, ProviderError
 from rath.flow.tool import tool
 from rath.session import Session, list_persisted_sessions, load_session, run_session_compress, run_session_loop
@@ -130,7 +130,7 @@ def test_a_truncated_run_says_so_in_its_trailer(home):
 
 def test_secrets_do_not_reach_the_log_but_reach_the_model(home):
     secret = "sk-log-secret-424242424242"
-    add_secret(secret)
+    register_secret(secret)
     client = ScriptedClient(["ok"], record=True)
     out = run_session_loop(
         Session.from_user_message(f"use {secret}"), Session.from_agent_prompt("a"), agent_provider=client.as_provider(), persist=True,

@@ -83,10 +83,10 @@ def test_rows_have_typed_accessors():
 
 
 def test_a_secret_stays_in_requests_and_out_of_digests_and_logs():
-    from rath.core.redact import add_secret
+    from rath.core.redact import register_secret
 
     secret = "sk-very-secret-0123456789"
-    add_secret(secret)
+    register_secret(secret)
     row = user_text_chunk(f"my key is {secret}!")
     assert row.payload["content"] == f"my key is {secret}!"
     assert secret.encode() not in row.encoded

@@ -126,9 +126,8 @@ class Books:
 
     def new_frozen(self, layers: tuple[Layer, ...], uid: int, gid: int) -> Frozen:
         """Frozen files that hold ``layers``."""
-        frozen = Frozen(layers, uid, gid)
         with self.lock:
-            self.hold(layers)
+            frozen = Frozen(self.held_short(layers), uid, gid)  # they may have been merged a moment ago
             self.frozen.add(frozen)
         return frozen
 

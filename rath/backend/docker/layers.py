@@ -7,8 +7,9 @@ one likes. A live upper must never be a layer (the kernel does not isolate the t
 
 =====================  ==============================================================================================
 a layer                is never written to again, and counted: the last reference removes it, in a thread
-more than 16 of them   are merged into one in the background (a look-up of 1,000 files takes 11 ms in one layer, 31 in 10,
-                       194 in 100); above ``MAX_LAYERS`` the freeze waits for that
+more than 16 of them   are merged into two in the background (a look-up of 1,000 files takes 11 ms in one layer, 31 in 10,
+                       194 in 100); above ``MAX_LAYERS`` the freeze waits for that. What cannot be merged (a full disk, paths
+                       longer than ``cp`` can take) stays as it is, and cannot be frozen any more above ``MAX_LAYERS``
 a file open for        makes the freeze fail after 2 s with :class:`Busy`: nobody's processes are killed for a fork
 writing
 a process that has     keeps the frozen files it had open, and cannot write to them (``EROFS``); what it looks up by a path
@@ -202,7 +203,7 @@ class LayerStore:
 
         Raises:
             Busy: a file was open for writing all the time; nothing has changed.
-            SandboxError: the slot was released.
+            SandboxError: the slot was released, or there are too many layers and they cannot be merged.
             OSError: it cannot be mounted; nothing has changed.
         """
         with slot.lock:
@@ -231,13 +232,18 @@ class LayerStore:
             raise
         frozen = self._books.new_frozen(layers, top.st_uid, top.st_gid)
         self._books.let_go(before)
-        if len(layers) > FLATTEN_DEPTH:
-            self._merge_soon(layers)
+        if len(layers) > FLATTEN_DEPTH and len(layers) % FLATTEN_DEPTH == 1:
+            # At 17; where that is slow or fails, at 33. Without the top: what was forked here has that much in common.
+            self._merge_soon(layers[1:])
         return frozen
 
     def _freeze_layers(self, layers: tuple[Layer, ...]) -> tuple[Layer, ...]:
         if len(self._books.short(layers)) >= MAX_LAYERS:
-            self._merge(self._books.short(layers))
+            for below, merging in list(self._merging.items()):
+                if layers[-len(below) :] == below:
+                    merging.result()
+            if len(self._books.short(layers)) >= MAX_LAYERS:
+                self._merge(self._books.short(layers))
         return self._books.held_short(layers)
 
     def share(self, frozen: Frozen) -> Frozen:

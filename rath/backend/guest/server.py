@@ -880,8 +880,7 @@ class Call:
         raise ProtocolError("an end of input for a call that takes none")
 
     def kill(self) -> None:
-        """The host does not want it any more."""
-        raise NotImplementedError
+        """The host does not want it any more. Each kind ends in its own way."""
 
     def credit(self, size: int) -> None:
         """The host takes more output."""
@@ -991,8 +990,7 @@ class Process(Call):
         self.server.after(self._pause, self._check)
 
     def finish(self) -> None:
-        """The process has ended, or does not die."""
-        raise NotImplementedError
+        """The process has ended, or does not die. Each kind says so in its own way."""
 
     def kill(self) -> None:
         self.destroy("k")

@@ -17,6 +17,14 @@ from rath.errors import SandboxError
 BASE, DEV, NO_PYTHON = "rath-test:base", "rath-test:dev", "rath-test:nopython"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Containers take a third of a second each: all but a look at the engine (``smoke``) is for CI."""
+    here = os.path.dirname(__file__)
+    for item in items:
+        if str(item.path).startswith(here) and item.get_closest_marker("smoke") is None:
+            item.add_marker("slow")
+
+
 @pytest.fixture(scope="session")
 def docker_engine() -> DockerEngine:
     """The engine. Missing, or without the tests' images (see ``.ci/engine``): skips, or fails if RATH_REQUIRE_DOCKER is set."""

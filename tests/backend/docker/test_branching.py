@@ -285,6 +285,21 @@ def test_a_background_process_that_only_reads_goes_on() -> None:
         child.close_sandbox()
 
 
+def test_a_background_process_with_its_directory_in_the_workspace_keeps_the_frozen_files_and_cannot_write_there() -> None:
+    with placed(spec_for(IN_PLACE)) as parent:
+        loop = "while :; do (echo x > relative) 2>> /tmp/errors; echo x > /workspace/absolute; cp index /tmp/seen; sleep 0.02; done"
+        sh(parent, f"echo old > index; ({loop}) > /dev/null 2>&1 &")
+        until(lambda: "relative" in sh(parent, "ls"))
+        child = parent.fork(sandbox="copy")
+        sh(parent, "echo new > index; rm relative absolute")
+        until(lambda: "Read-only file system" in sh(parent, "cat /tmp/errors"))
+        until(lambda: "absolute" in sh(parent, "ls"))
+        assert "relative" not in sh(parent, "ls")
+        assert sh(parent, "cat /tmp/seen") == "old\n"
+        assert sh(child, "cat relative index") == "x\nold\n"
+        child.close_sandbox()
+
+
 # -- parking ----------------------------------------------------------------------------------------------------------
 
 

@@ -16,7 +16,7 @@ import pytest
 from rath import Session
 from rath.backend import BackendSandboxSpec, BackendToolFilesRead, BackendToolFilesWrite, FileContent, registry
 from rath.backend.docker.idle import Parking, idle_after_s, in_notebook
-from rath.backend.types import BackendSandbox, BackendTool, ToolResult
+from rath.backend.types import PATIENCE_S, BackendSandbox, BackendTool, ToolResult
 from rath.core import ports
 from rath.errors import SandboxBroken, SandboxClosed, SandboxUnavailable
 from tests.backend.memory import MemoryBackend, MemorySandbox, Sleep
@@ -266,6 +266,26 @@ def test_a_copy_of_a_parked_sandbox_has_its_files_and_leaves_it_parked(backend: 
         assert parked(sandbox)
         write(other, "of the branch")
         assert read(sandbox) == "of the parent"
+        branch.close_sandbox()
+
+
+@pytest.mark.slow
+def test_a_copy_that_has_no_more_patience_with_a_sandbox_that_comes_back_has_its_files(backend: ParkingBackend) -> None:
+    backend.wake_delay_s = PATIENCE_S + 0.3
+    with Session.from_user_message("go").to(backend.name) as session:
+        sandbox = session.require_sandbox()
+        write(sandbox, "kept")
+        until(lambda: parked(sandbox))
+
+        async def call() -> Any:
+            return await sandbox.perform(BackendToolFilesRead("f"))
+
+        ports.engine().start(call)
+        time.sleep(0.02)
+        branch = session.fork(sandbox="copy")
+        backend.after_s = 60
+        assert read(branch.require_sandbox()) == "kept"
+        assert backend.woken == 1
         branch.close_sandbox()
 
 

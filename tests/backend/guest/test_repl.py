@@ -16,6 +16,8 @@ from rath.backend.guest import repl
 from tests.backend.guest.client import Guest, Reply, unpack
 from tests.backend.guest.conftest import ANYWHERE, opened
 
+pytestmark = pytest.mark.slow
+
 REPL = Path(repl.__file__).read_text()
 
 

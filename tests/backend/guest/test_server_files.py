@@ -15,6 +15,8 @@ import pytest
 from tests.backend.guest.client import Guest, Reply, pack, unpack
 from tests.backend.guest.test_server_commands import peak
 
+pytestmark = pytest.mark.slow
+
 RECORD = struct.Struct(">BIQqQII")
 SEGMENT = struct.Struct(">QQ")
 HOSTILE = (

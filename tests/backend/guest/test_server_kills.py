@@ -15,6 +15,8 @@ from tests.backend.guest.client import HEADER, SOURCE, Guest, GuestDied, own_nam
 from tests.backend.guest.conftest import DOCKER, UID
 from tests.backend.guest.test_server_commands import wait_for
 
+pytestmark = pytest.mark.slow
+
 # Each says so in a file if it has survived the call.
 TREES = {
     "child": "(sleep .8; touch survivor) & wait",

@@ -13,6 +13,8 @@ import pytest
 from tests.backend.guest.client import SOURCE, Guest
 from tests.backend.guest.test_server_kills import HIDDEN, sleepers
 
+pytestmark = pytest.mark.slow
+
 PYTHON = "/usr/bin/python3"
 
 
