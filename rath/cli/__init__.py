@@ -6,5 +6,11 @@ from rath.core.lazy import lazy_exports
 _here = __name__
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
-    {name: f"{_here}.{name}:" for name in ("demo", "docker_probe", "doctor", "run", "sandbox", "sandbox_shell", "sessions")},
+    {
+        name: f"{_here}.{name}:"
+        for name in (
+            *("demo", "docker_probe", "doctor", "run", "sandbox", "sandbox_shell"),
+            *("sessions", "sessions_check", "sessions_keep", "sessions_resume", "sessions_tail"),
+        )
+    },
 )

@@ -16,6 +16,7 @@ import rath
 from rath import cli
 from rath.backend import owner
 from rath.cli import signals
+from rath.cli.app_sessions import JsonFlag, sessions_app
 from rath.cli.console import Trouble, err, log_to_stderr, out, prepare_streams, settle_streams
 from rath.core.redact import redact_text
 from rath.errors import RathError, UsageError
@@ -30,9 +31,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-sessions_app = typer.Typer(
-    name="sessions", help="Session logs: what ran, and what was said.", no_args_is_help=True, rich_markup_mode=None
-)
 app.add_typer(sessions_app)
 sandbox_app = typer.Typer(
     name="sandbox", help="Sandboxes: what is open, and what was left behind.", no_args_is_help=True, rich_markup_mode=None
@@ -40,8 +38,6 @@ sandbox_app = typer.Typer(
 app.add_typer(sandbox_app)
 
 _PIPE_BROKE = 141
-
-JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON for programs, and nothing else.")]
 
 
 def _print_version(wanted: bool) -> None:
@@ -119,25 +115,6 @@ def demo(
 def doctor(as_json: JsonFlag = False) -> int:
     """Say what works here, and how to mend what does not."""
     return int(cli.doctor.run_doctor(as_json=as_json))
-
-
-@sessions_app.command("list")
-def list_sessions(
-    as_json: JsonFlag = False,
-    limit: Annotated[int, typer.Option("--limit", "-n", min=0, help="At most so many; 0 for all.")] = 0,
-) -> int:
-    """The session logs, newest first."""
-    return int(cli.sessions.list_logs(as_json=as_json, limit=limit))
-
-
-@sessions_app.command("show")
-def show_session(
-    session: Annotated[str, typer.Argument(metavar="ID|PATH", help="An id, the beginning of one, or a log's path.")],
-    as_json: JsonFlag = False,
-    full: Annotated[bool, typer.Option("--full", help="Do not fold long results.")] = False,
-) -> int:
-    """One session: who it is, and its transcript."""
-    return int(cli.sessions.show_log(session, as_json=as_json, full=full))
 
 
 def _sandbox_ids(incomplete: str) -> list[str]:

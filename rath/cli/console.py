@@ -99,9 +99,13 @@ class Screen:
         for style, line in diff_lines(redact_text(diff)):
             self.line((line, _DIFF_STYLES[style]))
 
-    def json(self, value: Any) -> None:
-        """Print one JSON value, redacted, for programs: ASCII only, so that no encoding can break it."""
-        text = redact_bytes(json.dumps(value, indent=2, default=str).encode()).decode()
+    def json(self, value: Any, *, indent: int | None = 2) -> None:
+        """Print one JSON value, redacted, for programs: ASCII only, so that no encoding can break it.
+
+        Args:
+            indent: ``None`` for a value on one line, as one of many.
+        """
+        text = redact_bytes(json.dumps(value, indent=indent, default=str).encode()).decode()
         self.console.file.write(text + "\n")
         self.console.file.flush()
 

@@ -32,9 +32,9 @@ from rath.session.persistence.paths import session_file
 from rath.session.primitives import create_user_session
 from rath.session.session import Session
 
-__all__ = ["RunOptions", "run_task"]
+__all__ = ["PROMPT", "RunOptions", "run_task"]
 
-_PROMPT = (
+PROMPT = (
     "You are a capable software engineer. You work in a workspace that you reach only through your tools: read before you "
     "change, make small exact changes, and run the project's own checks to see whether they hold. Paths are relative to "
     "the workspace. When you are done, or cannot go on, say in a few sentences what you did, what you checked and what is "
@@ -164,7 +164,7 @@ def _agent(options: RunOptions) -> tuple[Agent, str]:
     client = chat_client_for(provider)  # a missing key is an error now, not in the run
     can_stream = hasattr(client, "open_completion") or hasattr(client, "complete_stream")
     agent = Agent(
-        _PROMPT,
+        PROMPT,
         provider,
         coding_tools(),
         # Asking for the stream makes even the first answer one: a reader of events may come a moment too late.

@@ -21,7 +21,7 @@ from rath.session.persistence.paths import SESSION_FILE_SUFFIX, SESSION_PARTIAL_
 from rath.session.persistence.reader import PersistedSession, load_session
 from rath.session.persistence.records import usage_from_json
 
-__all__ = ["find_session_log", "list_logs", "show_log"]
+__all__ = ["find_session_log", "list_logs", "show_log", "show_row"]
 
 _FOLDED_LINES = 5
 _FOLDED_COLUMNS = 160
@@ -63,7 +63,7 @@ def show_log(session: str, *, as_json: bool, full: bool) -> int:
     _show_header(screen, loaded)
     for index, row in enumerate(loaded.chunk_table):
         screen.line()
-        _show_row(screen, index, row, full)
+        show_row(screen, index, row, full)
     if loaded.verdict != "complete":
         screen.line()
         screen.line((f"the log {_why_unfinished(loaded)}", "yellow"))
@@ -157,7 +157,8 @@ def _usage_so_far(records: Sequence[Mapping[str, Any]]) -> RathLLMTokenUsage | N
     )
 
 
-def _show_row(screen: Screen, index: int, row: ChunkRow, full: bool) -> None:
+def show_row(screen: Screen, index: int, row: ChunkRow, full: bool) -> None:
+    """Print one row of a transcript; long results are folded unless ``full``."""
     try:
         view = view_row(row)
     except (ValueError, OverflowError, RecursionError) as error:  # a row that somebody made to be a nuisance

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         RathLLMTokenUsage,
     )
     from rath.session.chunk import ChunkRow
+    from rath.session.request import LoggedSoFar
 
 __all__ = [
     "Engine",
@@ -101,6 +102,10 @@ class RunLog(Protocol):
     @property
     def path(self) -> Path: ...
 
+    @property
+    def so_far(self) -> LoggedSoFar | None:
+        """What was in it when it was reopened; ``None`` for a new log."""
+
     def append_row(self, index: int, row: ChunkRow) -> None:
         """Append a row that the session had before the run."""
 
@@ -133,9 +138,13 @@ Middleware: TypeAlias = "Callable[[Runner], Runner]"
 _BUILT_IN: dict[tuple[str, str], str] = {
     ("engine", "local"): "rath.runtime.engine:local_engine",
     ("run", "session_loop"): "rath.runtime.driver:drive_loop",
+    ("run", "session_continue"): "rath.runtime.continued:drive_continued",
     ("run", "session_compress"): "rath.runtime.driver:drive_compress",
     ("run", "custom"): "rath.runtime.custom:drive_custom",
     ("log", "jsonl"): "rath.session.persistence.runlog:open_run_log",
+    ("log", "peek"): "rath.session.persistence.resume:peek_log",
+    ("log", "reopen"): "rath.session.persistence.resume:reopen_run_log",
+    ("log", "resume"): "rath.session.persistence.resume:resume_session",
     ("tools", "merge"): "rath.flow.tool.table:merge_tools_for_loop",
     ("tools", "schemas"): "rath.flow.tool.table:tools_dict_to_schemas",
     ("backend", "local"): "rath.backend.local:LocalBackend",
@@ -143,6 +152,7 @@ _BUILT_IN: dict[tuple[str, str], str] = {
     ("backend", "auto"): "rath.backend.auto:AutoBackend",
     ("backend", "docker"): "rath.backend.docker.backend:DockerBackend",
     ("display", "session_html"): "rath.display.html:session_html",
+    ("display", "table_html"): "rath.display.table:table_html",
     ("client", "openai"): "rath.llm.openai:RathOpenAIChatClient",
     ("client", "anthropic"): "rath.llm.anthropic:RathAnthropicChatClient",
     ("client", "scripted"): "rath.llm.scripted:ScriptedClient.from_provider",

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from rath.core import ports
 from rath.core.encoding import decode_json
 from rath.core.home import home_was_found, openrath_home
-from rath.core.redact import add_secret
+from rath.core.redact import register_headers, register_secret, register_url
 from rath.errors import UsageError, UsageTypeError, UsageValueError
 from rath.llm.types import RathLLMFunctionTool
 
@@ -86,7 +86,12 @@ class Provider:
         if type(self.extra_create_args) is not dict:
             _set(self, "extra_create_args", dict(self.extra_create_args or {}))
         if self.api_key:
-            add_secret(self.api_key)
+            register_secret(self.api_key)
+        for option in ("extra_headers", "extra_query"):
+            if isinstance(fields := self.extra_create_args.get(option), Mapping):
+                register_headers(fields)
+        if self.base_url:
+            register_url(self.base_url)
         if self.provider_kind is None and self.model is not None and ":" in self.model:
             kind, _, model = self.model.partition(":")
             if model and kind in ports.names("client"):

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 from rath.core import ports
 from rath.core.encoding import encode_json
-from rath.core.redact import add_secret
+from rath.core.redact import register_secret
 from rath.errors import UsageError, UsageTypeError, UsageValueError
 from rath.llm.bounds import ReplyMeter, expects_stream
 from rath.llm.client import ChatClientBase
@@ -62,7 +62,7 @@ def resolve_access(provider: Provider, vendor: Vendor) -> Access:
         raise UsageValueError(f"the base URL for {vendor.label} must start with http:// or https:// and name a host")
     key, source = _find_key(provider, vendor)
     if key:
-        add_secret(key)
+        register_secret(key)
         if not (key.isascii() and key.isprintable()):
             # The HTTP library's own refusal quotes the whole header.
             raise UsageError(

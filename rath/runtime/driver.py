@@ -45,6 +45,7 @@ from rath.runtime.pipeline import run_through
 from rath.runtime.results import encode_result, exception_payload, failure_payload
 from rath.runtime.sync import Sync
 from rath.runtime.turn import (
+    Action,
     AppendAssistant,
     AppendResults,
     Begin,
@@ -55,6 +56,7 @@ from rath.runtime.turn import (
     Input,
     Interrupted,
     Replied,
+    TurnState,
     start_state,
     step,
 )
@@ -71,7 +73,7 @@ from rath.session.outcome import EAGER_DIGEST_ROWS, Outcome, RunView
 from rath.session.request import RunRequest
 from rath.session.session import Session, share_lease, snapshot_session
 
-__all__ = ["Run", "drive_compress", "drive_loop"]
+__all__ = ["Run", "drive_compress", "drive_loop", "start_run"]
 
 _log = logging.getLogger("rath.session.loop")
 # What a tool raises goes back to the model, but these end the run: no retry by the model can mend them.
@@ -80,15 +82,16 @@ _FATAL = (SandboxError, PersistenceError, PolicyStop, RunCancelled)
 
 def drive_loop(request: RunRequest) -> tuple[Cell[Outcome], RunView]:
     """Start a session loop."""
-    return _start(request, Run)
+    return start_run(request, Run)
 
 
 def drive_compress(request: RunRequest) -> tuple[Cell[Outcome], RunView]:
     """Start a compression."""
-    return _start(request, CompressRun)
+    return start_run(request, CompressRun)
 
 
-def _start(request: RunRequest, kind: type[BaseRun]) -> tuple[Cell[Outcome], RunView]:
+def start_run(request: RunRequest, kind: type[BaseRun]) -> tuple[Cell[Outcome], RunView]:
+    """Start a run of this kind as soon as its inputs are resolved."""
     body = partial(run_through, request=request, make_run=kind)
     return submit(Job(request.node, request.session_id, (request.user, request.agent), body, request.timeout_s))
 
@@ -196,7 +199,7 @@ class Run(BaseRun):
 
     async def run(self) -> Outcome:
         """Drive the machine to its end. The rows so far are in the job's view at every moment, fit for any provider."""
-        self._state, actions = step(start_state(self.request.max_tool_rounds), Begin())
+        self._state, actions = self._begun()
         self._turn_began = time.monotonic()
         self._how: dict[str, _How] = {}
         self._todo = deque(actions)
@@ -204,10 +207,10 @@ class Run(BaseRun):
         assert own_task is not None
         try:
             while True:
-                action = self._todo.popleft()
                 if self._job.cancelling or own_task.cancelling():
                     # A tool may have swallowed the cancellation, or nothing has waited since it was asked for.
                     raise asyncio.CancelledError
+                action = self._todo.popleft()
                 # Awaited here, not in `_perform`: runs spend their life in this line, and each frame is memory.
                 if type(action) is CallModel:
                     self._turn_began = time.monotonic()
@@ -221,21 +224,35 @@ class Run(BaseRun):
             self._interrupt()
             raise
 
+    def _begun(self) -> tuple[TurnState, tuple[Action, ...]]:
+        """The machine's first step."""
+        return step(start_state(self.request.max_tool_rounds), Begin())
+
     def _feed(self, event: Input) -> None:
         self._state, actions = step(self._state, event)
         self._todo.extend(actions)
 
     def _interrupt(self) -> None:
         """Give every unanswered call of the round its row, so that the partial transcript stays valid."""
-        self._todo.clear()
         try:
+            # Behind the rows that the machine has asked for and nobody has appended yet.
             self._feed(Interrupted(INTERRUPTED_BODY))
-            for action in self._todo:
-                if type(action) is AppendResults:
-                    self._append_results(action)
-        except (ValueError, PersistenceError) as error:
-            # Already over, or the log is what failed: the first error is the one that counts.
-            _log.debug("no interrupted rows: %s", error)
+        except ValueError as error:
+            _log.debug("no interrupted rows: %s", error)  # it is over already
+        for action in self._todo:
+            if type(action) is AppendAssistant:
+                self._append_last(assistant_turn_chunk(tool_calls=action.calls, content=action.text))
+            elif type(action) is AppendResults:
+                for row in map(self._result_row, action.calls, action.bodies):
+                    self._append_last(row)
+        self._todo.clear()
+
+    def _append_last(self, row: ChunkRow) -> None:
+        try:
+            self.append(row)
+        except PersistenceError as error:
+            # The log is what failed: the first error is the one that counts, and the row is in the table.
+            _log.debug("not logged: %s", error)
 
     async def _perform(self, action: Any) -> None:
         kind = type(action)
@@ -250,8 +267,17 @@ class Run(BaseRun):
             await self._turn_finished()
 
     def _append_results(self, action: AppendResults) -> None:
-        for call, body in zip(action.calls, action.bodies, strict=True):
-            self.append(tool_feedback_chunk(call.id, call.function.name, body))
+        rows = deque(map(self._result_row, action.calls, action.bodies))
+        try:
+            while rows:
+                self.append(rows.popleft())
+        except BaseException:
+            for row in rows:
+                self._append_last(row)
+            raise
+
+    def _result_row(self, call: RathLLMToolCallPart, body: str) -> ChunkRow:
+        return tool_feedback_chunk(call.id, call.function.name, body)
 
     async def _turn_finished(self) -> None:
         if self._sync is not None:
@@ -279,8 +305,9 @@ class Run(BaseRun):
         first_row = len(self.base) + len(self.rows)
         ready: list[tuple[int, Tool, dict[str, Any]]] = []
         keys: list[tuple[str, ...] | None] = []
-        for index, call in enumerate(calls):
-            checked = self._check_call(call)
+        waiting = [index for index, body in enumerate(self._state.results) if body is None]
+        for index in waiting:
+            checked = self._check_call(calls[index])
             if isinstance(checked, str):
                 self._feed(Ended(index, checked))
                 continue

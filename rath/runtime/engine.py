@@ -25,6 +25,7 @@ from rath.core import cell as cells
 from rath.core.ports import register
 from rath.errors import RathError, WouldDeadlock
 from rath.runtime.burst import Burst
+from rath.runtime.sync import SyncPool
 from rath.runtime.threads import ToolThreads
 
 __all__ = ["LocalEngine", "local_engine"]
@@ -48,6 +49,7 @@ class LocalEngine:
     def __init__(self) -> None:
         self.loop = asyncio.new_event_loop()
         self.threads = ToolThreads(self.loop)
+        self.syncs = SyncPool(self)
         self._open: set[Work] = set()
         self._burst = Burst()
         self._closers: list[Callable[[], Coroutine[Any, Any, None]]] = []

@@ -9,7 +9,7 @@ tool runs, and at the end of a turn, it waits until everything it emitted has co
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from functools import partial
 from typing import Any, Protocol
@@ -24,8 +24,8 @@ from rath.errors import UsageTypeError
 from rath.llm.types import RathLLMTokenUsage, add_usage
 from rath.runtime.dispatch import ended
 from rath.runtime.job import Job
-from rath.runtime.sync import GroupSync
-from rath.session.chunk import INTERRUPTED_BODY, ChunkKind, ChunkTable, tool_feedback_chunk
+from rath.runtime.sync import LogSync
+from rath.session.chunk import INTERRUPTED_BODY, ChunkKind, ChunkRow, ChunkTable, tool_feedback_chunk
 from rath.session.outcome import EAGER_DIGEST_ROWS, Outcome
 from rath.session.request import RunRequest
 from rath.session.session import snapshot_session
@@ -47,11 +47,14 @@ async def run_through(job: Job, request: RunRequest, make_run: MakeRun) -> Outco
     view = job.view
     view.base = seed
     if request.persist:
-        job.log = await _opened(asyncio.ensure_future(job.engine.call(_open_log, job, request, seed)))
+        open_log = _open_log if request.resume is None else _reopen_log
+        job.log = await _opened(asyncio.ensure_future(job.engine.call(open_log, job, request, seed)))
+        if job.log.so_far is not None:
+            view.base = seed = job.log.so_far.table
     if request.middleware:
         outcome = await _through_middleware(job, request, make_run, seed)
     else:
-        sync = None if job.log is None else GroupSync(job.engine, job.log)
+        sync = None if job.log is None else LogSync(job.engine.syncs, job.log)
         outcome = await make_run(request, job, seed, view.rows, _emitter(job), sync).run()
     if job.log is not None:
         log, extras = job.log, (*request.record.extras, *outcome.extras)
@@ -72,6 +75,7 @@ def _open_log(job: Job, request: RunRequest, seed: ChunkTable) -> Any:
         path=request.persist_path,
         provider=request.provider,
         sandbox_handle_id=request.sandbox_handle_id,
+        seed_rows=len(seed),
     )
     try:
         for index, row in enumerate(seed.rows):
@@ -80,6 +84,11 @@ def _open_log(job: Job, request: RunRequest, seed: ChunkTable) -> Any:
         log.abandon()
         raise
     return log
+
+
+def _reopen_log(_job: Job, request: RunRequest, _seed: ChunkTable) -> Any:
+    scan_environment()
+    return ports.load("log", "reopen")(request.resume)
 
 
 async def _opened(opening: asyncio.Future[Any]) -> Any:
@@ -159,7 +168,7 @@ class Mailbox:
 class _MailboxSync:
     """The log's sync, once the events have come through."""
 
-    def __init__(self, mailbox: Mailbox, sync: GroupSync | None) -> None:
+    def __init__(self, mailbox: Mailbox, sync: LogSync | None) -> None:
         self._mailbox = mailbox
         self._sync = sync
         self._turn = asyncio.Lock()
@@ -176,7 +185,7 @@ def _base_runner(fold: _Fold, make_run: MakeRun) -> Runner:
 
     async def runner(request: RunRequest) -> AsyncGenerator[Event, None]:
         mailbox = Mailbox(job)
-        sync = _MailboxSync(mailbox, None if job.log is None else GroupSync(job.engine, job.log))
+        sync = _MailboxSync(mailbox, None if job.log is None else LogSync(job.engine.syncs, job.log))
         run = make_run(request, job, job.view.base, [], mailbox.emit, sync)
         task = asyncio.ensure_future(run.run())
         fold.under_way.append((mailbox, task))
@@ -211,7 +220,8 @@ class _Fold:
     def __init__(self, job: Job, seed: ChunkTable) -> None:
         self.job = job
         self._seed = seed
-        self._usage: RathLLMTokenUsage | None = None
+        so_far = None if job.log is None else job.log.so_far
+        self._usage: RathLLMTokenUsage | None = None if so_far is None else so_far.usage
         self._truncated = False
         self.under_way: list[tuple[Mailbox, asyncio.Task[Outcome]]] = []
 
@@ -238,16 +248,27 @@ class _Fold:
             fields["index"] = len(self._seed) + len(rows) - 1
         elif isinstance(event, events.UsageReported):
             self._usage = add_usage(self._usage, event.usage)
+        elif isinstance(event, events.ToolFinished):
+            fields["row_index"] = self._row_of(event)
         own = [value for name, value in fields.items() if name not in _COMMON_FIELDS]
         emitted = self.job.view.stream.emit(type(event), *own)
         if self.job.log is not None:
             self.job.log.on_event(emitted)
 
+    def _row_of(self, event: events.ToolFinished) -> int:
+        """Where the result's row will stand in what comes out: middleware may have added rows, or left some out."""
+        rows = self.job.view.rows
+        place = _last_reply(rows)
+        ids = [] if place is None else [call["id"] for call in rows[place].tool_calls]
+        if place is None or event.call_id not in ids:
+            return event.row_index
+        return len(self._seed) + place + 1 + ids.index(event.call_id)
+
     def answer_open_calls(self) -> None:
         """Give calls without a result their row: wherever a run ends, any provider must accept its transcript."""
-        rows = self.job.view.rows
+        rows = self._seed.extend(*self.job.view.rows).rows
         # Ids may repeat from turn to turn: only what follows the last assistant row counts.
-        place = next((at for at in range(len(rows) - 1, -1, -1) if rows[at].kind is ChunkKind.ASSISTANT), None)
+        place = _last_reply(rows)
         if place is None:
             return
         answered = {row.tool_call_id for row in rows[place + 1 :]}
@@ -262,6 +283,10 @@ class _Fold:
         table = self._seed.extend(*self.job.view.rows)
         table.digest_within(EAGER_DIGEST_ROWS)
         return Outcome(table, self._usage, extras)
+
+
+def _last_reply(rows: Sequence[ChunkRow]) -> int | None:
+    return next((at for at in range(len(rows) - 1, -1, -1) if rows[at].kind is ChunkKind.ASSISTANT), None)
 
 
 async def _through_middleware(job: Job, request: RunRequest, make_run: MakeRun, seed: ChunkTable) -> Outcome:

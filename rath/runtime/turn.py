@@ -7,6 +7,7 @@ tests can drive through every interleaving; the driver only performs what it say
 ::
 
     ready ──Begin──► asking ──Replied(calls)──► running ──Ended × n──► asking …
+    ready ──Resume─► asking, running or ended
                        │                           │          └──(round limit)──► ended
                        ├──Replied(no calls)──► ended│
                        └──────Interrupted──────────┴──► ended
@@ -36,6 +37,7 @@ __all__ = [
     "Interrupted",
     "Phase",
     "Replied",
+    "Resume",
     "TurnState",
     "start_state",
     "step",
@@ -66,6 +68,19 @@ class Begin(msgspec.Struct, frozen=True, gc=False):
     """The inputs are resolved: go."""
 
 
+class Resume(msgspec.Struct, frozen=True, gc=False):
+    """Go on with a run of which ``turn`` turns are known: instead of :class:`Begin`.
+
+    ``calls`` are those of its last reply that have no row yet; ``results[i]`` is the body for ``calls[i]``, ``None`` if it
+    has to run. ``answered``: the last reply ended the run.
+    """
+
+    turn: int
+    calls: tuple[RathLLMToolCallPart, ...]
+    results: tuple[str | None, ...]
+    answered: bool
+
+
 class Replied(msgspec.Struct, frozen=True, gc=False):
     """The model's reply is whole."""
 
@@ -86,7 +101,7 @@ class Interrupted(msgspec.Struct, frozen=True, gc=False):
     body: str
 
 
-Input = Begin | Replied | Ended | Interrupted
+Input = Begin | Resume | Replied | Ended | Interrupted
 
 # -- actions ----------------------------------------------------------------------------------------------------------
 
@@ -105,7 +120,7 @@ class AppendAssistant(msgspec.Struct, frozen=True, gc=False):
 
 
 class Dispatch(msgspec.Struct, frozen=True, gc=False):
-    """Run these calls; each must lead to one :class:`Ended`."""
+    """Run those of these calls that have no result yet; each must lead to one :class:`Ended`."""
 
     calls: tuple[RathLLMToolCallPart, ...]
 
@@ -145,6 +160,8 @@ def step(state: TurnState, event: Input) -> _Step:
         return _replied(state, event)
     if phase is Phase.READY and type(event) is Begin:
         return _next_turn(state, ())
+    if phase is Phase.READY and type(event) is Resume:
+        return _resumed(state, event)
     if phase is not Phase.ENDED and type(event) is Interrupted:
         over = TurnState(Phase.ENDED, state.limit, state.turn)
         if phase is not Phase.RUNNING:
@@ -152,6 +169,17 @@ def step(state: TurnState, event: Input) -> _Step:
         bodies = tuple(event.body if body is None else body for body in state.results)
         return over, (AppendResults(state.calls, bodies),)
     raise ValueError(f"{type(event).__name__} cannot happen while {phase.value}")
+
+
+def _resumed(state: TurnState, event: Resume) -> _Step:
+    if event.answered:
+        return TurnState(Phase.ENDED, state.limit, event.turn), (Finish(False),)
+    bodies = tuple(body for body in event.results if body is not None)
+    if len(bodies) < len(event.calls):
+        running = TurnState(Phase.RUNNING, state.limit, event.turn, event.calls, event.results)
+        return running, (Dispatch(event.calls),)
+    rows = (AppendResults(event.calls, bodies),) if event.calls else ()
+    return _next_turn(TurnState(Phase.READY, state.limit, event.turn), rows)
 
 
 def _replied(state: TurnState, event: Replied) -> _Step:

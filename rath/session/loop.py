@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -168,16 +168,9 @@ def run_session_loop(
         UsageTypeError: arguments of wrong types; ``on_event`` with a client that cannot stream.
     """
     check_arguments(user_session, agent_session, on_event, timeout_s, persist_path)
-    if not isinstance(max_tool_rounds, int) or max_tool_rounds < 0:
-        raise UsageValueError(f"max_tool_rounds is a number of rounds, 0 or more; got {max_tool_rounds!r}")
-    if callable(middleware) or not all(callable(one) for one in middleware):
-        raise UsageTypeError("middleware is a sequence of functions from a runner to a runner")
+    check_loop(max_tool_rounds, middleware)
     client = check_streaming(agent_provider, executor, on_event)
-    table, schemas = ports.load("tools", "merge")(tools), None
-    if executor is not None:
-        schemas = executor.tool_schemas()
-    if not schemas:
-        schemas = ports.load("tools", "schemas")(table)
+    table, schemas = tools_of(tools, executor)
     node = Node("run_session_loop", (user_session.id, agent_session.id), call_site())
     return submit(
         RunRequest(
@@ -187,7 +180,7 @@ def run_session_loop(
             agent=agent_session,
             provider=agent_provider,
             tools=table,
-            schemas=tuple(schemas),
+            schemas=schemas,
             client=client,
             executor=executor,
             on_event=on_event,
@@ -203,12 +196,36 @@ def run_session_loop(
     )
 
 
+def check_loop(max_tool_rounds: object, middleware: object) -> None:
+    """What only loops have."""
+    if not isinstance(max_tool_rounds, int) or max_tool_rounds < 0:
+        raise UsageValueError(f"max_tool_rounds is a number of rounds, 0 or more; got {max_tool_rounds!r}")
+    if not isinstance(middleware, Iterable) or callable(middleware) or not all(callable(one) for one in middleware):
+        raise UsageTypeError("middleware is a sequence of functions from a runner to a runner")
+
+
+def tools_of(
+    tools: Sequence[FlowToolCall] | None, executor: SessionLoopExecutor | None
+) -> tuple[Mapping[str, Tool], tuple[RathLLMFunctionTool, ...]]:
+    """A loop's tools by name, built-ins included, and what the model is told of them."""
+    table: Mapping[str, Tool] = ports.load("tools", "merge")(tools)
+    schemas = None if executor is None else executor.tool_schemas()
+    return table, tuple(schemas or ports.load("tools", "schemas")(table))
+
+
 def submit(request: RunRequest, driver: str, *, lazy: bool, register: bool = True) -> Session:
     """Hand ``request`` to the engine and return the handle of what it will make."""
+    lineage = SessionLineage(request.user.id, request.agent.id, request.operator)
+    return submit_as(lineage, request, driver, lazy=lazy, register=register)
+
+
+def submit_as(
+    lineage: SessionLineage | None, request: RunRequest, driver: str, *, lazy: bool, register: bool = True
+) -> Session:
+    """:meth:`submit`, for an output that was made from other sessions than the request's."""
     user, agent = request.user, request.agent
     lease = share_lease(user._lease)
     cell, view = ports.load("run", driver)(request)
-    lineage = SessionLineage(user.id, agent.id, request.operator)
     out = journaled(make_session(request.record, cell, lease, lineage, view))
     if register:
         registry = session_registry()

@@ -11,13 +11,35 @@ from uuid import UUID
 from rath.core.node import Node
 from rath.core.ports import Middleware, Tool
 from rath.llm.provider import Provider
-from rath.llm.types import RathLLMFunctionTool, RathLLMStreamDelta
+from rath.llm.types import RathLLMFunctionTool, RathLLMStreamDelta, RathLLMTokenUsage, RathLLMToolCallPart
+from rath.session.chunk import ChunkRow, ChunkTable
 from rath.session.graph.record import LineageRecord
 from rath.session.session import Session
 
-__all__ = ["RunRequest"]
+__all__ = ["LoggedSoFar", "RunRequest"]
 
 OnEvent = Callable[[RathLLMStreamDelta], None]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LoggedSoFar:
+    """Where a log stopped that a run goes on with.
+
+    Attributes:
+        table: the rows that are in it, up to the last one that has its own record.
+        calls: those calls of the last reply that have no row yet, in order.
+        results: their results, as far as the log has them.
+        usage: the tokens so far.
+        turns: how many replies the run has had.
+        answered: whether the last of them ended the run.
+    """
+
+    table: ChunkTable
+    calls: tuple[RathLLMToolCallPart, ...]
+    results: tuple[ChunkRow | None, ...]
+    usage: RathLLMTokenUsage | None
+    turns: int
+    answered: bool
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -32,6 +54,7 @@ class RunRequest:
         client: the model, when there is no executor.
         executor: completes and dispatches in the client's stead.
         persist: whether to write a log; ``persist_path`` says where if not in ``.openrath/sessions``.
+        resume: the log to go on with, instead.
         timeout_s: for the whole run, in seconds.
     """
 
@@ -49,6 +72,7 @@ class RunRequest:
     instruction: str | None = None
     persist: bool = False
     persist_path: Path | None = None
+    resume: Path | None = None
     sandbox_handle_id: str | None = None
     timeout_s: float | None = None
     middleware: tuple[Middleware, ...] = ()

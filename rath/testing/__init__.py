@@ -1,4 +1,4 @@
-"""For tests of code that uses rath and of parts that plug into it: scripted models, conformance suites."""
+"""For tests of code that uses rath and of parts that plug into it: scripted models, conformance suites, checkers."""
 
 from rath.core.lazy import lazy_exports
 
@@ -9,5 +9,9 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "Reply": "rath.llm.scripted",
         "SandboxConformance": "rath.testing.sandbox",
         "ScriptedClient": "rath.llm.scripted",
+        "anthropic_faults": "rath.testing.history",
+        "check_history": "rath.testing.history",
+        "history_faults": "rath.testing.history",
+        "openai_faults": "rath.testing.history",
     },
 )

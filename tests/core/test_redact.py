@@ -6,7 +6,7 @@ import logging
 import pytest
 
 from rath.core.encoding import encode_json
-from rath.core.redact import REDACTED, add_secret, redact_bytes, redact_text, scan_environment
+from rath.core.redact import REDACTED, redact_bytes, redact_text, register_secret, scan_environment
 
 
 @pytest.mark.parametrize(
@@ -22,14 +22,14 @@ from rath.core.redact import REDACTED, add_secret, redact_bytes, redact_text, sc
     ],
 )
 def test_what_is_redacted_stays_json(secret, value, expected):
-    add_secret(secret)
+    register_secret(secret)
     assert json.loads(redact_bytes(encode_json({"v": value}))) == {"v": expected}
 
 
 @pytest.mark.parametrize("secret", ["-----BEGIN KEY-----\nMIIabc/+def\nxyz==\n-----END KEY-----\n", 'pa"ss\\word123', "tab\tand ünicode 1"])
 @pytest.mark.parametrize("levels", [0, 1, 2])
 def test_a_secret_inside_json_inside_json_is_found(secret, levels):
-    add_secret(secret)
+    register_secret(secret)
     text = f"before {secret} after"
     for _ in range(levels):
         text = json.dumps({"stdout": text})
@@ -51,15 +51,15 @@ def test_what_has_no_secret_is_the_same_object():
 
 
 def test_the_longer_of_two_secrets_is_replaced_whole():
-    add_secret("overlapping-1")
-    add_secret("overlapping-1-and-more")
+    register_secret("overlapping-1")
+    register_secret("overlapping-1-and-more")
     assert redact_text("overlapping-1-and-more") == REDACTED
 
 
 def test_a_short_value_is_skipped_with_a_warning(caplog):
     with caplog.at_level(logging.WARNING, logger="rath.redact"):
-        add_secret("ab1")
-        add_secret("cd2")
+        register_secret("ab1")
+        register_secret("cd2")
     assert redact_text("ab1 cd2") == "ab1 cd2"
     assert len(caplog.records) <= 1
 

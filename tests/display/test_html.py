@@ -9,7 +9,7 @@ from uuid import uuid4
 
 import pytest
 
-from rath.core.redact import add_secret
+from rath.core.redact import register_secret
 from rath.display.html import Section, html_page, session_html, transcript_html
 from rath.display.transcript import short_arguments, view_result, view_row
 from rath.errors import RathError
@@ -158,7 +158,7 @@ def test_inherited_rows_are_folded_not_lost() -> None:
 
 def test_secrets_are_shown_redacted_in_transcript_error_and_diff() -> None:
     secret = f"s3cret-{uuid4().hex}"
-    add_secret(secret)
+    register_secret(secret)
     client = ScriptedClient([RathError(f"bad key {secret}")])
     session = run_session_loop(
         Session.from_user_message(f"Use {secret}."), Session.from_agent_prompt("Be."), agent_provider=client.as_provider()

@@ -108,7 +108,9 @@ def test_the_package_exports_every_documented_name_and_loads_nothing_early() -> 
             "CURRENT_SCHEMA_VERSION", "PersistedSession", "PersistedSessionHeader", "PersistedSessionMeta", "PersistenceError",
             "SESSIONS_DIR_NAME", "SESSION_FILE_SUFFIX", "SESSION_PARTIAL_SUFFIX", "SessionWriter", "delete_session",
             "ensure_sessions_dir", "list_persisted_sessions", "load_session", "prune_sessions", "register_chunk_migration",
-            "register_header_migration", "session_file", "session_partial_file", "sessions_dir",
+            "register_header_migration", "resume_session", "session_file", "session_partial_file", "sessions_dir",
+            "LogCollection", "LogEntry", "Salvage", "Verdict", "export_session", "open_dir", "pin_session", "salvage",
+            "unpin_session", "verify",
         ]
     )  # fmt: skip
     for name in persistence.__all__:

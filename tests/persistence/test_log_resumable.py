@@ -8,25 +8,28 @@ import pytest
 
 from rath.backend.types import BackendSandboxSpec
 from rath.errors import PersistenceError
-from rath.session.chunk import ChunkKind, ChunkRow, ChunkTable, system_text_chunk, user_text_chunk
+from rath.llm.openai import to_create_kwargs
+from rath.llm.types import RathLLMChatRequest
+from rath.session.chunk import (
+    ChunkKind,
+    ChunkRow,
+    ChunkTable,
+    chunk_table_to_messages,
+    system_text_chunk,
+    user_text_chunk,
+)
 from rath.session.persistence import PersistedSession, SessionWriter, load_session
 from rath.session.persistence.runlog import open_run_log
 from rath.session.persistence.transcript import acceptable
 from rath.session.session import Session
+from rath.testing import openai_faults
 from tests.persistence.samples import assistant, finished, result, rows, started, write_sample
 
 
 def check_acceptable(table: ChunkTable) -> None:
-    """What providers ask: each call answered exactly once, right after its message; nothing else answered."""
-    waiting: list[str] = []
-    for row in table.rows:
-        if row.kind is ChunkKind.TOOL_RESULT:
-            assert row.tool_call_id in waiting
-            waiting.remove(row.tool_call_id)
-            continue
-        assert not waiting
-        waiting = [call["id"] for call in row.tool_calls]
-    assert not waiting
+    """What providers ask of calls and results; these tables are pieces of histories, so nothing else is asked of them."""
+    request = RathLLMChatRequest(messages=chunk_table_to_messages(table), model="m")
+    assert not len(table) or openai_faults(to_create_kwargs(request, default_model=None)["messages"]) == []
 
 
 def loaded_from(tmp_path: Path, table: list[ChunkRow], session: Session | None = None) -> PersistedSession:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from rath.backend.types import BackendSandboxSpec
-from rath.core.redact import add_secret
+from rath.core.redact import register_secret
 from rath.errors import PersistenceError, UsageTypeError, UsageValueError
 from rath.llm.provider import Provider
 from rath.session.chunk import ChunkTable, user_text_chunk
@@ -280,8 +280,8 @@ def test_each_durability_syncs_as_often_as_it_says(tmp_path: Path, durability: s
 def test_secrets_do_not_reach_the_log(tmp_path: Path) -> None:
     secret = "s3cr3t-\u00fc-value\nwith a line"
     number = "9182736455"
-    add_secret(secret)
-    add_secret(number)
+    register_secret(secret)
+    register_secret(number)
     base = Session.from_user_message("go").to(
         "local", spec=BackendSandboxSpec(env={"MY_TOKEN": "env-secret-1", "PLAIN": "x"}, timeout=timedelta(seconds=2.5))
     )

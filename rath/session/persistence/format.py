@@ -38,6 +38,7 @@ __all__ = [
     "decode_object",
     "encode_fields",
     "line_body",
+    "result_fields",
     "row_from_bytes",
     "seal",
     "sealed_hash",
@@ -85,6 +86,11 @@ def encode_fields(fields: Mapping[str, Any]) -> bytes:
 def chunk_fields(index: int, encoded: bytes, digest: bytes) -> bytes:
     """The fields of a chunk record. The row's bytes go in as they are: nothing is encoded twice."""
     return b',"index":%d,"row":%b,"digest":"%b"' % (index, encoded, digest.hex().encode())
+
+
+def result_fields(call_id: str, index: int, payload: bytes) -> bytes:
+    """The fields of a tool_result record, whose row will have number ``index`` and this payload."""
+    return b',"call_id":%b,"index":%d,"payload":%b' % (encode_json(call_id), index, payload)
 
 
 def seal(body: bytes, previous: bytes) -> tuple[bytes, bytes]:

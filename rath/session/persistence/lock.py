@@ -106,7 +106,8 @@ class PathLock:
         with contextlib.suppress(OSError):
             # A forked child may still have the descriptor; closing ours alone would not let go.
             fcntl.flock(fd, fcntl.LOCK_UN)
-        os.close(fd)
+        with contextlib.suppress(OSError):  # it is gone either way, and the log is whole
+            os.close(fd)
 
     def disown(self) -> None:
         """In a forked child: forget the lock, which is the parent's."""

@@ -28,9 +28,10 @@ import os
 import stat
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal, TypeAlias, get_args
+from typing import BinaryIO, Literal, TypeAlias, get_args
 
 from rath.errors import PersistenceError, UsageValueError
 from rath.session.persistence.format import (
@@ -57,12 +58,15 @@ _open_files: weakref.WeakSet[LogFile] = weakref.WeakSet()
 class LogFile:
     """An open log: its descriptor, lock, chain and latch. Any thread may call any method.
 
+    Args:
+        existing: take up the log that is there; :meth:`go_on` comes before the first record. Else make a new one.
+
     Raises (each method but :meth:`abandon`):
         PersistenceError: the file cannot be made, locked, written or synced; from then on always the same
             one.
     """
 
-    def __init__(self, path: Path, durability: Durability = "turn") -> None:
+    def __init__(self, path: Path, durability: Durability = "turn", *, existing: bool = False) -> None:
         self._fd = -1
         self._lock: PathLock | None = None
         if durability not in get_args(Durability):
@@ -78,14 +82,51 @@ class LogFile:
         self._synced = 0
         self._failure: PersistenceError | None = None
         self.finished = False
-        make_directory(self.path.parent)
+        self._existing = existing
+        if not existing:
+            make_directory(self.path.parent)
         self._lock = PathLock(lock_file(self.path), f"the session log {self.path}")
         try:
-            self._fd = _create(self.path)
+            self._fd = _open_existing(self.path) if existing else _create(self.path)
         except BaseException:
             self._release()
             raise
         _open_files.add(self)
+
+    @contextmanager
+    def reading(self) -> Iterator[BinaryIO]:
+        """The existing file, for reading it under its lock. Errors of the file system come out as they should."""
+        try:
+            with open(self._fd, "rb", closefd=False) as file:
+                yield file
+        except OSError as error:
+            raise PersistenceError(f"cannot read the session log {self.path}: {error.strerror or error}") from error
+
+    def go_on(self, *, whole_bytes: int, records: int, h: bytes) -> int:
+        """Go on behind the existing file's last whole record; what stands after it is cut off, durably.
+
+        Args:
+            whole_bytes: where that record ends.
+            records: how many there are.
+            h: its hash.
+
+        Returns:
+            How many bytes were cut off.
+        """
+        with self.mutex:
+            self.check()
+            try:
+                torn_bytes = os.fstat(self._fd).st_size - whole_bytes
+                if torn_bytes:
+                    os.ftruncate(self._fd, whole_bytes)
+                    os.fdatasync(self._fd)
+            except BaseException as error:
+                self._fail(error)
+                raise
+            # Not yet `_synced`: what the writer before this one left may not be on the disk.
+            self.records = records
+            self._h = h
+            return torn_bytes
 
     def append(self, record_type: str, fields: bytes) -> None:
         """Write one record: when this returns, the kernel has all of it (at ``"record"``, the disk)."""
@@ -177,9 +218,9 @@ class LogFile:
             self._release()
 
     def discard(self) -> None:
-        """:meth:`abandon`, and remove the file if it holds no whole record. Never raises."""
+        """:meth:`abandon`, and remove a new file that holds no whole record. Never raises."""
         with self._sync_mutex, self.mutex:
-            if self.records == 0 and self._fd >= 0:
+            if self.records == 0 and self._fd >= 0 and not self._existing:
                 try:
                     os.unlink(self.path)
                 except OSError:  # it stays: a file without a header, which the next writer may use
@@ -264,6 +305,19 @@ def _create(path: Path) -> int:
             f"cannot create the session log {path}: {error.strerror or error}. Nothing was written; "
             "pass a path to where this process may write"
         ) from error
+    return fd
+
+
+def _open_existing(path: Path) -> int:
+    """A descriptor for reading, and appending to, the log that is at ``path``; its lock is held."""
+    try:
+        # O_NONBLOCK: opening a pipe must not wait for its reader.
+        fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError as error:
+        raise PersistenceError(f"cannot open the session log {path} to go on with it: {error.strerror or error}") from error
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise PersistenceError(f"{path} is not a regular file")
     return fd
 
 

@@ -22,6 +22,7 @@ __all__ = [
     "log_path",
     "make_directory",
     "parse_session_id",
+    "pin_file",
     "session_file",
     "session_partial_file",
     "sessions_dir",
@@ -33,6 +34,7 @@ SESSION_FILE_SUFFIX = ".jsonl"
 SESSION_PARTIAL_SUFFIX = ".jsonl.__partial__"
 """What OpenRath 1.2 called a log that was not closed. Read here, never written."""
 _LOCK_SUFFIX = ".lock"
+_PIN_SUFFIX = ".pin"
 
 
 def sessions_dir() -> Path:
@@ -118,6 +120,11 @@ def lock_file(log: Path) -> Path:
         if stem != name and _is_id(stem):
             return log.with_name(stem + _LOCK_SUFFIX)
     return log.with_name(name + _LOCK_SUFFIX)
+
+
+def pin_file(log: Path) -> Path:
+    """What says, by being there, that ``log`` is not to be pruned: the log's whole name and ``.pin``."""
+    return log.with_name(log.name + _PIN_SUFFIX)
 
 
 def _is_id(text: str) -> bool:

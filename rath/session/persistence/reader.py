@@ -27,7 +27,18 @@ from rath.session.persistence.scan import Finding, LogScan, Scanner, check_lengt
 from rath.session.persistence.transcript import acceptable
 from rath.session.session import Session
 
-__all__ = ["PersistedSession", "PersistedSessionHeader", "find_log", "load_session", "open_log", "scan_log"]
+__all__ = [
+    "PersistedSession",
+    "PersistedSessionHeader",
+    "checked_header",
+    "damaged",
+    "find_log",
+    "load_session",
+    "open_log",
+    "place",
+    "scan_file",
+    "scan_log",
+]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,15 +76,7 @@ class PersistedSession:
         Raises:
             PersistenceError: the session was placed in a backend that is not here.
         """
-        user = Session(acceptable(self.chunk_table))
-        if self.header.sandbox_backend is not None:
-            try:
-                user = user.to(self.header.sandbox_backend, spec=self.header.sandbox_spec)
-            except (SandboxError, UsageError, KeyError) as error:
-                raise PersistenceError(
-                    f"session {self.header.id} was placed in {self.header.sandbox_backend!r:.100}, which cannot "
-                    f"be used here: {error}. Its rows are in chunk_table: Session(loaded.chunk_table)"
-                ) from error
+        user = place(Session(acceptable(self.chunk_table)), self.header)
         prompt = self._system_prompt() if agent_prompt is None else agent_prompt
         agent = Session(ChunkTable()) if prompt is None else Session.from_agent_prompt(prompt)
         return user, agent
@@ -98,19 +101,7 @@ def load_session(session_id: UUID | str, *, path: Path | str | None = None) -> P
     """
     target = find_log(session_id) if path is None else log_path(path)
     scan = scan_log(target)
-    finding = scan.finding
-    if finding is not None and finding.verdict == "damaged":
-        raise damaged(target, finding)
-    try:
-        header = header_from_record(scan.header)
-    except BadLine as error:
-        raise damaged(target, Finding("damaged", str(error), 1, 0)) from None
-    if path is None and header.id != parse_session_id(session_id):
-        raise damaged(target, Finding("damaged", f"the header is of session {header.id}", 1, 0))
-    if scan.header.get("prefix") is not None:
-        raise PersistenceError(
-            f"{target} has its first rows in another log ('prefix'), which this version of rath cannot read: use a newer one"
-        )
+    header = checked_header(target, scan, None if path is not None else parse_session_id(session_id))
     return PersistedSession(
         header=header,
         chunk_table=ChunkTable(tuple(scan.rows)),
@@ -121,6 +112,57 @@ def load_session(session_id: UUID | str, *, path: Path | str | None = None) -> P
         verdict=scan.verdict,
         records=tuple(scan.records),
     )
+
+
+def checked_header(path: Path, scan: LogScan, session_id: UUID | None = None) -> PersistedSessionHeader:
+    """The header of the log that was scanned.
+
+    Args:
+        session_id: whose log it should be; ``None``: anybody's.
+
+    Raises:
+        DamagedLog: the log contradicts itself.
+        PersistenceError: this version cannot read it.
+    """
+    finding = scan.finding
+    if finding is not None and finding.verdict == "damaged":
+        raise damaged(path, finding)
+    try:
+        header = header_from_record(scan.header)
+    except BadLine as error:
+        raise damaged(path, Finding("damaged", str(error), 1, 0)) from None
+    if session_id is not None and header.id != session_id:
+        raise damaged(path, Finding("damaged", f"the header is of session {header.id}", 1, 0))
+    if scan.header.get("prefix") is not None:
+        raise PersistenceError(
+            f"{path} has its first rows in another log ('prefix'), which this version of rath cannot read: use a newer one"
+        )
+    return header
+
+
+def place(session: Session, header: PersistedSessionHeader) -> Session:
+    """``session``, placed as the log's session was; not opened.
+
+    Raises:
+        PersistenceError: the backend is not here.
+    """
+    if header.sandbox_backend is None:
+        return session
+    try:
+        return session.to(header.sandbox_backend, spec=header.sandbox_spec)
+    except (SandboxError, UsageError, KeyError) as error:
+        raise PersistenceError(
+            f"session {header.id} was placed in {header.sandbox_backend!r:.100}, which cannot be used here: {error}. "
+            "Its rows are there all the same: Session(load_session(id).chunk_table)"
+        ) from error
+
+
+def refuse_prefix(path: Path, header: dict[str, Any]) -> None:
+    """Raise ``PersistenceError`` for a log whose first rows stand in another one."""
+    if header.get("prefix") is not None:
+        raise PersistenceError(
+            f"{path} has its first rows in another log ('prefix'), which this version of rath cannot read: use a newer one"
+        )
 
 
 def find_log(session_id: UUID | str) -> Path:
@@ -174,31 +216,37 @@ def scan_log(path: Path) -> LogScan:
         PersistenceError: it cannot be read, or is of a newer schema.
     """
     with open_log(path) as file:
-        scanner: Scanner | LegacyScanner | None = None
-        end = os.fstat(file.fileno()).st_size
-        number = offset = 0  # of the line at hand
-        line = b""
-        try:
-            for lines, ended in read_lines(file, end):
-                if not ended:
-                    return _cut_off(path, scanner, number, offset)
-                for line in lines:
-                    if scanner is None:
-                        scanner = _scanner(path, line)
-                    else:
-                        scanner.feed(line)
-                    number += 1
-                    offset += len(line) + 1
-                line = b""  # what read_lines raises is about a line that nobody has
-            if scanner is None:
-                return _cut_off(path, None, 0, 0)
-            return scanner.finish()
-        except BadLine as error:
-            finding = judge_line(line, number, offset, error, file, end)
-    if scanner is None:
-        raise damaged(path, finding)
-    scan = scanner.finish() if finding.verdict == "torn" else scanner.scan
-    scan.finding = finding
+        return scan_file(path, file)
+
+
+def scan_file(path: Path, file: BinaryIO) -> LogScan:
+    """:func:`scan_log` of an open file, from its start; ``path`` is for the messages. Raises ``OSError`` too."""
+    scanner: Scanner | LegacyScanner | None = None
+    end = os.fstat(file.fileno()).st_size
+    number = offset = 0  # of the line at hand
+    line = b""
+    try:
+        for lines, ended in read_lines(file, end):
+            if not ended:
+                return _cut_off(path, scanner, number, offset)
+            for line in lines:
+                if scanner is None:
+                    scanner = scanner_for(path, line)
+                else:
+                    scanner.feed(line)
+                number += 1
+                offset += len(line) + 1
+            line = b""  # what read_lines raises is about a line that nobody has
+        if scanner is None:
+            return _cut_off(path, None, 0, 0)
+        scan = scanner.finish()
+    except BadLine as error:
+        finding = judge_line(line, number, offset, error, file, end)
+        if scanner is None:
+            raise damaged(path, finding) from None
+        scan = scanner.finish() if finding.verdict == "torn" else scanner.scan
+        scan.finding = finding
+    scan.whole_bytes = offset
     return scan
 
 
@@ -208,10 +256,11 @@ def _cut_off(path: Path, scanner: Scanner | LegacyScanner | None, number: int, o
         raise damaged(path, Finding("torn", "no whole header", 1, 0))
     scan = scanner.finish()
     scan.finding = Finding("torn", "the last line was cut off", number + 1, offset)
+    scan.whole_bytes = offset
     return scan
 
 
-def _scanner(path: Path, line: bytes) -> Scanner | LegacyScanner:
+def scanner_for(path: Path, line: bytes) -> Scanner | LegacyScanner:
     """What reads a log that begins with ``line``."""
     check_length(line)
     header = decode_object(line)

@@ -83,6 +83,7 @@ class PersistedSessionHeader:
     epoch: str | None = None
     writer: dict[str, Any] | None = dataclasses.field(default=None, repr=False)
     provider: dict[str, Any] | None = dataclasses.field(default=None, repr=False)
+    seed_rows: int | None = dataclasses.field(default=None, repr=False)
 
 
 class Logged(Protocol):
@@ -168,7 +169,9 @@ def _detail_counts(given: Mapping[str, Any]) -> dict[str, int]:
     return {name: value for name, value in given.items() if _is_count(value)}
 
 
-def header_fields(session: Logged, *, epoch: str, provider: object | None, sandbox_handle_id: str | None) -> dict[str, Any]:
+def header_fields(
+    session: Logged, *, epoch: str, provider: object | None, sandbox_handle_id: str | None, seed_rows: int | None = None
+) -> dict[str, Any]:
     """The fields of the header record of ``session``. Never waits for the session's rows."""
     spec = session.sandbox_spec
     if spec is not None:
@@ -188,6 +191,7 @@ def header_fields(session: Logged, *, epoch: str, provider: object | None, sandb
         "sandbox_spec": _spec_to_json(spec),
         "sandbox_handle_id": plain(sandbox_handle_id),
         "provider": _provider_to_json(provider),
+        "seed_rows": seed_rows,
         "prefix": None,
     }
 
@@ -254,6 +258,7 @@ def header_from_record(record: dict[str, Any]) -> PersistedSessionHeader:
         epoch=epoch,
         writer=_optional(record, "writer", dict),
         provider=_optional(record, "provider", dict),
+        seed_rows=_optional(record, "seed_rows", int),
     )
 
 

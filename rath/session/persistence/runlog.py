@@ -6,13 +6,13 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rath.core.encoding import encode_json
 from rath.core.events import Event, RowAppended, ToolFinished, ToolStarted, UsageReported
 from rath.core.redact import redact_text
 from rath.session.chunk import DIGEST_BYTES, ChunkRow, tool_feedback_chunk
-from rath.session.persistence.format import encode_fields
+from rath.session.persistence.format import encode_fields, result_fields
 from rath.session.persistence.records import Logged, usage_to_json
 from rath.session.persistence.writer import Durability, SessionLog
+from rath.session.request import LoggedSoFar
 
 if TYPE_CHECKING:
     from rath.core.ports import RunLog
@@ -28,6 +28,7 @@ def open_run_log(
     provider: object | None = None,
     sandbox_handle_id: str | None = None,
     durability: Durability = "turn",
+    seed_rows: int | None = None,
 ) -> JsonlRunLog:
     """The open log of a run, its header written. Makes a directory entry durable: call it in a thread.
 
@@ -37,6 +38,7 @@ def open_run_log(
         provider: its kind, model and sampling settings go into the header.
         durability: ``"process"`` (survives SIGKILL), ``"turn"`` (what :meth:`JsonlRunLog.sync` returned for
             survives a power cut) or ``"record"`` (each record does).
+        seed_rows: how many rows the session has before the run; who goes on with the log needs to know.
 
     Raises:
         PersistenceError: the file is there already, somebody else writes it, or it cannot be written.
@@ -48,6 +50,7 @@ def open_run_log(
             provider=provider,
             sandbox_handle_id=sandbox_handle_id,
             durability=durability,
+            seed_rows=seed_rows,
         )
     )
 
@@ -64,16 +67,22 @@ class JsonlRunLog:
     Events and rows come from one thread; :meth:`sync` may be called from another meanwhile.
     """
 
-    __slots__ = ("_file", "_log")
+    __slots__ = ("_file", "_log", "_so_far")
 
-    def __init__(self, log: SessionLog) -> None:
+    def __init__(self, log: SessionLog, so_far: LoggedSoFar | None = None) -> None:
         self._log = log
         self._file = log.file
+        self._so_far = so_far
 
     @property
     def path(self) -> Path:
         """The log."""
         return self._file.path
+
+    @property
+    def so_far(self) -> LoggedSoFar | None:
+        """What was in it when it was reopened; ``None`` for a new log."""
+        return self._so_far
 
     def append_row(self, index: int, row: ChunkRow) -> None:
         """Write row number ``index``, which must be the next one."""
@@ -102,8 +111,7 @@ class JsonlRunLog:
 
     def _tool_finished(self, event: ToolFinished) -> None:
         payload = tool_feedback_chunk(event.call_id, event.name, event.body).encoded_payload
-        call_id = encode_json(redact_text(event.call_id))
-        self._file.append("tool_result", b',"call_id":%b,"index":%d,"payload":%b' % (call_id, event.row_index, payload))
+        self._file.append("tool_result", result_fields(redact_text(event.call_id), event.row_index, payload))
 
     def _usage_reported(self, event: UsageReported) -> None:
         fields = {**(usage_to_json(event.usage) or {}), "model": redact_text(event.model), "price": None}

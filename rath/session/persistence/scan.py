@@ -34,7 +34,7 @@ from rath.session.persistence.format import (
     sealed_hash,
 )
 
-__all__ = ["Finding", "LogScan", "Scanner", "check_length", "judge_line", "read_lines"]
+__all__ = ["Ending", "Finding", "LogScan", "Scanner", "check_length", "judge_line", "read_lines", "result_row"]
 
 _BLOCK = 1 << 20
 # Of other records only these fields are kept, and no structure in them: a log is as large in memory as its rows.
@@ -49,6 +49,8 @@ _KEPT = {
     "resume": ("epoch", "writer", "repaired"),
 }
 _MAX_KEPT_ENTRIES = 32
+MAX_PENDING = 1 << 18
+"""Most results that may wait for their rows. One turn has fewer calls: each takes six of a line's :data:`MAX_ELEMENTS`."""
 _CHUNK_TAIL = len(',"digest":""') + 2 * DIGEST_BYTES + SEAL_LENGTH
 
 
@@ -63,14 +65,37 @@ class Finding:
 
 
 @dataclass
+class Ending:
+    """Where a log of schema 2 stops, for whoever goes on with it.
+
+    Attributes:
+        record_count: whole records.
+        h: of the last of them.
+        chunk_count: rows whose chunk record is there; ``digest`` is theirs.
+        results: tool results whose chunk record is not there, by row index; ``None`` for one that is no row.
+    """
+
+    record_count: int
+    h: bytes
+    chunk_count: int
+    digest: bytes
+    results: dict[int, ChunkRow | None]
+
+
+@dataclass
 class LogScan:
-    """What a log says: header record, whole rows, other records, trailer, and the verdict."""
+    """What a log says: header record, whole rows, other records, trailer, and the verdict.
+
+    ``whole_bytes``: where the last whole record ends. ``ending``: ``None`` for a damaged log and for schema 1.
+    """
 
     header: dict[str, Any]
     rows: list[ChunkRow] = field(default_factory=list)
     records: list[dict[str, Any]] = field(default_factory=list)
     trailer: dict[str, Any] | None = None
     finding: Finding | None = None
+    whole_bytes: int = 0
+    ending: Ending | None = None
 
     @property
     def verdict(self) -> str:
@@ -177,10 +202,9 @@ class Scanner:
     def finish(self) -> LogScan:
         """What the lines said. A tool's result stands for its row where the row itself never came."""
         rows = self.scan.rows
-        while (line := self._pending.pop(len(rows), None)) is not None:
-            row = _result_row(line)
-            if row is None:
-                break
+        results = {index: result_row(line) for index, line in self._pending.items()}
+        self.scan.ending = Ending(self.seq, self._h, len(rows), self.digest, results)
+        while (row := results.get(len(rows))) is not None:
             rows.append(row)
         return self.scan
 
@@ -241,6 +265,8 @@ class Scanner:
         if earlier is not None and decode_object(earlier)["payload"] != payload:
             raise BadLine("two results for one row")
         if index >= len(self.scan.rows):
+            if len(self._pending) >= MAX_PENDING:
+                raise BadLine(f"more than {MAX_PENDING:,} results without their rows")
             self._pending[index] = line
         self.scan.records.append(_kept(record))
 
@@ -285,7 +311,7 @@ def _is_small(value: Any) -> bool:
     return not isinstance(value, list)
 
 
-def _result_row(line: bytes) -> ChunkRow | None:
+def result_row(line: bytes) -> ChunkRow | None:
     """The row that a tool_result record would have become; ``None`` if it could not have become one."""
     try:
         payload = bytes(msgspec.json.decode(line, type=_ResultRecord).payload)

@@ -12,7 +12,7 @@ from typing import Any
 
 from rath.session.chunk import INTERRUPTED_BODY, ChunkKind, ChunkRow, ChunkTable, tool_feedback_chunk
 
-__all__ = ["acceptable"]
+__all__ = ["acceptable", "unanswered"]
 
 
 def acceptable(table: ChunkTable) -> ChunkTable:
@@ -23,6 +23,15 @@ def acceptable(table: ChunkTable) -> ChunkTable:
     """
     made = tuple(_rows(table.rows))
     return table if made == table.rows else ChunkTable(made)
+
+
+def unanswered(rows: tuple[ChunkRow, ...]) -> tuple[ChunkRow, ...] | None:
+    """What ``rows`` lack at their end: an ``interrupted`` result a call without one, in the order of the calls.
+
+    ``None`` if more than that is wrong with them, so that no rows that follow could make them acceptable.
+    """
+    made = acceptable(ChunkTable(rows)).rows
+    return made[len(rows) :] if made[: len(rows)] == rows else None
 
 
 def _rows(rows: Iterable[ChunkRow]) -> Iterator[ChunkRow]:

@@ -38,16 +38,30 @@ class SessionLog:
         provider: object | None = None,
         sandbox_handle_id: str | None = None,
         durability: Durability = "turn",
+        seed_rows: int | None = None,
     ) -> None:
         self.rows = 0
         self._digest = EMPTY_DIGEST
         self.file = LogFile(session_file(session.id) if path is None else log_path(path), durability)
         try:
-            fields = header_fields(session, epoch=self.file.epoch, provider=provider, sandbox_handle_id=sandbox_handle_id)
+            fields = header_fields(
+                session,
+                epoch=self.file.epoch,
+                provider=provider,
+                sandbox_handle_id=sandbox_handle_id,
+                seed_rows=seed_rows,
+            )
             self.file.append("header", encode_fields(fields))
         except BaseException:
             self.file.discard()
             raise
+
+    @classmethod
+    def reopened(cls, file: LogFile, rows: int, digest: bytes) -> SessionLog:
+        """The log that ``file`` goes on with, which has ``rows`` rows of that digest."""
+        log = object.__new__(cls)
+        log.file, log.rows, log._digest = file, rows, digest
+        return log
 
     def append_row(self, index: int, row: ChunkRow) -> None:
         """Write row number ``index``, which must be the next one."""

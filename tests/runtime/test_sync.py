@@ -1,0 +1,85 @@
+"""Many runs wait for the disk together."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from rath.errors import PersistenceError
+from rath.runtime.engine import local_engine
+from rath.runtime.sync import LogSync
+from rath.session import Session
+from rath.session.chunk import user_text_chunk
+from rath.session.persistence.runlog import JsonlRunLog, open_run_log
+from tests.bench.bench_durability import by_durability
+
+
+def opened(path: Path, count: int) -> list[JsonlRunLog]:
+    """Logs with a row that is not synced yet."""
+    logs = [open_run_log(Session.from_user_message("go"), path=path / f"{n}.jsonl") for n in range(count)]
+    for log in logs:
+        log.append_row(0, user_text_chunk("x"))
+    return logs
+
+
+def test_every_log_of_a_burst_is_synced(tmp_path: Path) -> None:
+    engine = local_engine()
+    logs = opened(tmp_path, 100)
+
+    async def sync_all() -> None:
+        await asyncio.gather(*(LogSync(engine.syncs, log)() for log in logs))
+
+    for number in range(3):
+        assert all(log.needs_sync() for log in logs)
+        engine.run(sync_all())
+        assert not any(log.needs_sync() for log in logs)
+        for log in logs:
+            log.append_row(number + 1, user_text_chunk("more"))
+    for log in logs:
+        log.abandon()
+
+
+def test_a_log_that_cannot_be_synced_fails_for_those_who_wait_for_it_and_for_nobody_else(tmp_path: Path) -> None:
+    engine = local_engine()
+    logs = opened(tmp_path, 40)
+    logs[7].abandon()
+
+    async def sync_all() -> list[BaseException | None]:
+        waiting = [LogSync(engine.syncs, log)() for log in (*logs, logs[7])]
+        return await asyncio.gather(*waiting, return_exceptions=True)
+
+    results = engine.run(sync_all())
+    assert isinstance(results[7], PersistenceError)
+    assert isinstance(results[40], PersistenceError)
+    assert [result for number, result in enumerate(results) if number not in (7, 40)] == [None] * 39
+    assert [number for number, log in enumerate(logs) if log.needs_sync()] == [7]
+    for log in logs:
+        log.abandon()
+
+
+def test_one_who_stops_waiting_stops_nobody_else(tmp_path: Path) -> None:
+    engine = local_engine()
+    logs = opened(tmp_path, 60)
+
+    async def sync_some() -> None:
+        tasks = [asyncio.ensure_future(LogSync(engine.syncs, log)()) for log in logs]
+        await asyncio.sleep(0)
+        for task in tasks[::2]:
+            task.cancel()
+        await asyncio.gather(*tasks[1::2])
+        # The pool is as good as before.
+        await asyncio.gather(*(LogSync(engine.syncs, log)() for log in logs))
+
+    engine.run(sync_some())
+    assert not any(log.needs_sync() for log in logs)
+    for log in logs:
+        log.abandon()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+def test_two_hundred_runs_lose_less_than_a_tenth_to_waiting_for_the_disk(tmp_path: Path) -> None:
+    took = by_durability(tmp_path)
+    assert took["turn"] < 1.1 * took["process"], took
