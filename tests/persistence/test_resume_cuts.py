@@ -22,6 +22,8 @@ from rath.session.session import Session
 from rath.testing import ScriptedClient, check_history
 from tests.persistence.samples import appended, assistant, finished, records, result, started, used
 
+pytestmark = pytest.mark.slow
+
 USAGE = {"prompt_tokens": 3, "completion_tokens": 1}
 
 

@@ -13,6 +13,8 @@ from rath.backend.bwrap.backend import BwrapSandbox
 from rath.backend.types import Backend, BackendSandboxSpec, BackendToolCommandRun, CommandResult
 from rath.errors import SandboxUnavailable
 
+pytestmark = pytest.mark.slow
+
 ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root makes control groups")
 PERSON = pytest.mark.skipif(os.geteuid() == 0, reason="root needs no systemd for this")
 

@@ -22,6 +22,8 @@ from hypothesis import strategies as st
 from rath.backend.guest import proxy
 from rath.backend.guest.proxy import Chunked, Refused, denial, never, private
 
+pytestmark = pytest.mark.slow
+
 SOURCE = inspect.getsource(proxy)
 
 

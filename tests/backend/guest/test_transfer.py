@@ -29,6 +29,8 @@ from rath.core import ports
 from rath.errors import SandboxError, SandboxUnavailable
 from tests.backend.guest.plain import PlainGuestBackend, PlainGuestSandbox
 
+pytestmark = pytest.mark.slow
+
 RECORD = struct.Struct(">BIQqQII")
 SEGMENT = struct.Struct(">QQ")
 END = RECORD.pack(0, 0, 0, 0, 0, 0, 0)
