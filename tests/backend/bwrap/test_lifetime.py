@@ -38,7 +38,6 @@ import sys
 from rath.backend import registry
 from rath.backend.types import *
 
-pytestmark = pytest.mark.slow
 sandbox = registry.get("bwrap").open()
 sandbox.dispatch(BackendToolCommandRun("setsid sleep 4242 > /dev/null 2>&1 &"))
 print(sandbox.place.top, sandbox.running.process.pid, flush=True)
