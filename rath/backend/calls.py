@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any
+
+from rath.core import ports
 
 __all__ = [
     "BackendTool",
@@ -230,6 +233,16 @@ class WorkspaceDiff:
 
     def __bool__(self) -> bool:
         return bool(self.added or self.removed or self.modified)
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
+        """What Jupyter shows: the diff as far as a cell can hold it, as text and HTML."""
+        bundle: dict[str, Any] = ports.load("display", "workspace_diff_bundle")(self, include, exclude)
+        return bundle
+
+    def _repr_html_(self) -> str:
+        """The diff as HTML."""
+        html: str = ports.load("display", "workspace_diff_html")(self)
+        return html
 
 
 # -- backends and their sandboxes -------------------------------------------------------------------------------------

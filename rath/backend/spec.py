@@ -39,7 +39,7 @@ class BackendSandboxSpec:
         env: environment variables of every command.
         timeout: how long a call may take that does not say so itself.
         working_dir: a directory of the host as the workspace: ``local`` works in it, sandboxes that isolate get a copy.
-        workspace: the same, with :attr:`workspace_mode` deciding; by default the workspace starts empty.
+        workspace: the same, with ``workspace_mode`` deciding; by default the workspace starts empty.
         workspace_mode: ``"copy"``: the host's files are never touched; ``"bind"``: the directory itself is worked in.
         user: whom commands run as, ``"uid"`` or ``"uid:gid"``; never 0. By default an unprivileged user of their own.
         network: ``"none"`` (the default of sandboxes that isolate), ``"bridge"``, or the ``"host:port"`` pairs that may be

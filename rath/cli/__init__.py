@@ -9,8 +9,9 @@ __getattr__, __dir__, __all__ = lazy_exports(
     {
         name: f"{_here}.{name}:"
         for name in (
-            *("demo", "docker_probe", "doctor", "run", "sandbox", "sandbox_shell"),
-            *("sessions", "sessions_check", "sessions_keep", "sessions_resume", "sessions_tail"),
+            *("demo", "docker_probe", "doctor", "graph", "run", "sandbox", "sandbox_shell"),
+            *("sessions", "sessions_check", "sessions_diff", "sessions_keep"),
+            *("sessions_resume", "sessions_show", "sessions_tail"),
         )
     },
 )

@@ -11,20 +11,34 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 import rath
 from rath import cli
 from rath.backend import owner
 from rath.cli import signals
-from rath.cli.app_sessions import JsonFlag, sessions_app
+from rath.cli.app_sessions import JsonFlag, session_ids, sessions_app
 from rath.cli.console import Trouble, err, log_to_stderr, out, prepare_streams, settle_streams
 from rath.core.redact import redact_text
 from rath.errors import RathError, UsageError
 
 __all__ = ["app", "run_app"]
 
+
+
+class _Commands(TyperGroup):
+    """Takes an interruption before typer does, whose answer is 130 whatever the signal was, and not a word."""
+
+    def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            return _interrupted()
+
+
 app = typer.Typer(
     name="rath",
+    cls=_Commands,
     help="Lazy, branching agent sessions with sandboxed tools. `rath demo` shows it at work: no key, no network.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -117,6 +131,50 @@ def doctor(as_json: JsonFlag = False) -> int:
     return int(cli.doctor.run_doctor(as_json=as_json))
 
 
+@app.command()
+def graph(
+    sessions: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[ID]...",
+            help="Only these sessions, what they descend from, and what descends from them.",
+            show_default=False,
+            autocompletion=session_ids,
+        ),
+    ] = None,
+    directory: Annotated[Path | None, typer.Option("--dir", help="The logs, or the `.openrath` that has them.")] = None,
+    status: Annotated[list[str] | None, typer.Option(help="Only sessions with this status.", show_default=False)] = None,
+    operator: Annotated[list[str] | None, typer.Option(help="Only sessions that this made.", show_default=False)] = None,
+    model: Annotated[list[str] | None, typer.Option(help="Only runs that asked this model.", show_default=False)] = None,
+    since: Annotated[str | None, typer.Option(help="Only what was made at this time (ISO 8601) or later.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write one page with transcripts, to search and to click.")] = None,
+    svg: Annotated[Path | None, typer.Option(help="Write a drawing.")] = None,
+    graphml: Annotated[Path | None, typer.Option(help="Write GraphML.")] = None,
+    otlp: Annotated[Path | None, typer.Option(help="Write OpenTelemetry spans as OTLP/JSON.")] = None,
+    jsonl: Annotated[Path | None, typer.Option(help="Write a JSON object a session.")] = None,
+    parquet: Annotated[Path | None, typer.Option(help="Write the tables into a directory.")] = None,
+    mermaid: Annotated[bool, typer.Option("--mermaid", help="Print a Mermaid flowchart.")] = False,
+    dot: Annotated[bool, typer.Option("--dot", help="Print a Graphviz digraph.")] = False,
+    all_lines: Annotated[bool, typer.Option("--all", help="Every line, however many.")] = False,
+    as_json: JsonFlag = False,
+) -> int:
+    """How the logged sessions descend from each other: a tree of branches with status, cost and time; a page; data."""
+    forms = [name for name, wanted in (("mermaid", mermaid), ("dot", dot), ("json", as_json)) if wanted]
+    if len(forms) > 1:
+        raise Trouble(f"print one form at a time, not --{' and --'.join(forms)}")
+    conditions = {"status": status, "operator": operator, "model": model, "since": since}
+    files = {"html": html, "svg": svg, "graphml": graphml, "otlp": otlp, "jsonl": jsonl, "parquet": parquet}
+    request = cli.graph.Request(
+        directory=directory,
+        sessions=sessions or (),
+        conditions={name: value for name, value in conditions.items() if value},
+        files={name: path for name, path in files.items() if path is not None},
+        form=forms[0] if forms else None,
+        all_lines=all_lines,
+    )
+    return int(cli.graph.show_graph(request))
+
+
 def _sandbox_ids(incomplete: str) -> list[str]:
     # Records only: at the tab key nobody waits for an engine.
     try:
@@ -189,9 +247,7 @@ def _run_app(arguments: Sequence[str], debug: bool) -> int:
     try:
         code = app(list(arguments), prog_name="rath", standalone_mode=False)
     except KeyboardInterrupt:
-        with contextlib.suppress(OSError):  # after SIGHUP there may be nobody to tell
-            err().line("interrupted")
-        return signals.exit_code()
+        return _interrupted()
     except BrokenPipeError:
         return _PIPE_BROKE
     except SystemExit as leaving:
@@ -202,6 +258,12 @@ def _run_app(arguments: Sequence[str], debug: bool) -> int:
     except Exception as error:
         return _explain(error, debug)
     return code if isinstance(code, int) else 0
+
+
+def _interrupted() -> int:
+    with contextlib.suppress(OSError):  # after SIGHUP there may be nobody to tell
+        err().line("interrupted")
+    return signals.exit_code()
 
 
 def _without_debug(arguments: Sequence[str]) -> tuple[list[str], bool]:

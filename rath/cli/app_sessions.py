@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -12,23 +13,35 @@ from rath import cli
 from rath.errors import RathError
 from rath.session.persistence.paths import SESSION_FILE_SUFFIX, SESSION_PARTIAL_SUFFIX, sessions_dir
 
-__all__ = ["JsonFlag", "sessions_app"]
+__all__ = ["JsonFlag", "session_ids", "sessions_app"]
 
+# What is not named by an id has to be given as a path, and a shell would obey what is in its name.
+_ID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}\.")
+_EXIT_CODES = (
+    "Exit codes: 0, done; 1, it could not be done, there is no such log, or (verify) a log is not complete; 2, wrong usage; "
+    "129, 130 and 143, ended by SIGHUP, Ctrl-C and SIGTERM; 141, whoever read the output left."
+)
 sessions_app = typer.Typer(
-    name="sessions", help="Session logs: what ran, and what was said.", no_args_is_help=True, rich_markup_mode=None
+    name="sessions",
+    help="Session logs: what ran, and what was said.",
+    epilog=_EXIT_CODES,
+    no_args_is_help=True,
+    rich_markup_mode=None,
 )
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON for programs, and nothing else.")]
+FullFlag = Annotated[bool, typer.Option("--full", help="Do not fold long results; show those that were cut whole.")]
 
 
-def _session_ids(incomplete: str) -> list[str]:
+def session_ids(incomplete: str) -> list[str]:
+    """The ids in the sessions directory that begin so."""
     # Names only: at the tab key nobody waits for thousands of files to be read.
     try:
         names = os.listdir(sessions_dir())
     except (RathError, OSError):
         return []
-    ids = {name.partition(".")[0] for name in names if name.endswith((SESSION_FILE_SUFFIX, SESSION_PARTIAL_SUFFIX))}
-    return sorted(name for name in ids if name.startswith(incomplete.lower()))
+    logs = (name for name in names if name.endswith((SESSION_FILE_SUFFIX, SESSION_PARTIAL_SUFFIX)))
+    return sorted({name[:36].lower() for name in logs if _ID.match(name) and name.lower().startswith(incomplete.lower())})
 
 
 SessionId = Annotated[
@@ -37,7 +50,7 @@ SessionId = Annotated[
         metavar="ID|PATH",
         help="An id, the beginning of one, or a log's path.",
         show_default=False,
-        autocompletion=_session_ids,
+        autocompletion=session_ids,
     ),
 ]
 OutPath = Annotated[Path, typer.Argument(metavar="OUT", help="The new file. It must not be there yet.", show_default=False)]
@@ -51,7 +64,11 @@ def list_sessions(
     as_json: JsonFlag = False,
     limit: Annotated[int, typer.Option("--limit", "-n", min=0, help="At most so many; 0 for all.")] = 0,
 ) -> int:
-    """The session logs, newest first."""
+    """The session logs, newest first.
+
+    The verdict is what a log's two ends look like; `verify` reads all of it. "shared": how many of its rows stand in
+    the log of another session.
+    """
     return int(cli.sessions.list_logs(as_json=as_json, limit=limit))
 
 
@@ -59,10 +76,10 @@ def list_sessions(
 def show_session(
     session: SessionId,
     as_json: JsonFlag = False,
-    full: Annotated[bool, typer.Option("--full", help="Do not fold long results.")] = False,
+    full: FullFlag = False,
 ) -> int:
     """One session: who it is, and its transcript."""
-    return int(cli.sessions.show_log(session, as_json=as_json, full=full))
+    return int(cli.sessions_show.show_log(session, as_json=as_json, full=full))
 
 
 @sessions_app.command("tail")
@@ -72,11 +89,25 @@ def tail_session(
         bool, typer.Option("--follow", "-f", help="Go on until the log is complete, or its writer is gone.")
     ] = False,
     last: Annotated[int, typer.Option("--last", "-n", min=0, help="Begin with at most so many rows; 0 for all.")] = 10,
-    full: Annotated[bool, typer.Option("--full", help="Do not fold long results.")] = False,
+    full: FullFlag = False,
     as_json: JsonFlag = False,
 ) -> int:
     """The last rows of a session, and with -f those that come, also from another process. With --json, one a line."""
     return int(cli.sessions_tail.tail_log(session, follow=follow, last=last, full=full, as_json=as_json))
+
+
+@sessions_app.command("diff")
+def diff_sessions(
+    left: SessionId,
+    right: SessionId,
+    as_json: JsonFlag = False,
+    html: Annotated[
+        Path | None, typer.Option(help="Write a page to this file instead.", metavar="FILE", show_default=False)
+    ] = None,
+    full: Annotated[bool, typer.Option("--full", help="Do not fold long rows; with --json, print rows too.")] = False,
+) -> int:
+    """How two sessions differ: where they part, and what each did then. Exits with 0 for the same rows, 1 for others."""
+    return int(cli.sessions_diff.diff_logs(left, right, as_json=as_json, html=html, full=full))
 
 
 @sessions_app.command("verify")
@@ -87,7 +118,7 @@ def verify_sessions(
             metavar="[ID|PATH]...",
             help="Ids, the beginnings of some, or logs' paths.",
             show_default=False,
-            autocompletion=_session_ids,
+            autocompletion=session_ids,
         ),
     ] = None,
     everything: Annotated[bool, typer.Option("--all", help="Every log in the sessions directory.")] = False,
@@ -125,7 +156,7 @@ def salvage_session(session: SessionId, out: OutPath, as_json: JsonFlag = False)
 
 @sessions_app.command("export")
 def export_session(session: SessionId, out: OutPath, as_json: JsonFlag = False) -> int:
-    """Copy a log to a file, checked."""
+    """Copy a log to a file, checked, with the rows that stand in other logs, and the whole texts of cut results."""
     return int(cli.sessions_check.export_log(session, out, as_json=as_json))
 
 
@@ -138,13 +169,16 @@ def prune_sessions(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
     as_json: JsonFlag = False,
 ) -> int:
-    """Remove old logs. One that is pinned, or being written, stays."""
+    """Remove old logs, and the blobs that no log mentions.
+
+    A log that is pinned, or being written, stays; so does every log that one which stays has its first rows in.
+    """
     return int(cli.sessions_keep.prune(older_than, verdicts=verdict or [], dry_run=dry_run, as_json=as_json))
 
 
 @sessions_app.command("pin")
 def pin_session(session: SessionId, as_json: JsonFlag = False) -> int:
-    """Keep a log from being pruned."""
+    """Keep a log from being pruned, and those that it has its first rows in."""
     return int(cli.sessions_keep.pin(session, as_json=as_json))
 
 
@@ -160,5 +194,5 @@ def disk_usage(
     check: Annotated[bool, typer.Option("--check", help="Read every log whole, not only its two ends.")] = False,
     as_json: JsonFlag = False,
 ) -> int:
-    """How much room logs take, by verdict, and what `prune` would free."""
+    """How much room logs and blobs take, and what `prune` would free."""
     return int(cli.sessions_keep.disk_usage(older_than, check=check, as_json=as_json))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from heapq import nlargest
@@ -11,10 +12,12 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from rath.cli.console import Trouble, err, out
-from rath.cli.sessions import find_session_log, show_row
+from rath.cli.sessions import find_session_log
+from rath.cli.sessions_show import show_row
 from rath.core.encoding import decode_json
-from rath.display.text import one_line
+from rath.display.text import count, one_line
 from rath.session.chunk import ChunkKind, ChunkRow
+from rath.session.persistence.blobs import BlobStore
 from rath.session.persistence.format import (
     CURRENT_SCHEMA_VERSION,
     SEAL_LENGTH,
@@ -25,8 +28,10 @@ from rath.session.persistence.format import (
 )
 from rath.session.persistence.manage import writer_of
 from rath.session.persistence.migrations import upgrade_chunk
-from rath.session.persistence.reader import open_log
+from rath.session.persistence.prefix import follow
+from rath.session.persistence.records import PersistedSessionHeader, header_from_record
 from rath.session.persistence.scan import read_lines
+from rath.session.persistence.source import open_log
 
 __all__ = ["tail_log"]
 
@@ -42,6 +47,7 @@ class _Reader:
     lines: int = 0
     trailer: dict[str, Any] | None = None
     version: int = CURRENT_SCHEMA_VERSION
+    header: PersistedSessionHeader | None = None
     faults: list[str] = field(default_factory=list)
     _h: bytes = b""
     _early: set[int] = field(default_factory=set)
@@ -89,6 +95,7 @@ class _Reader:
             if record.get("record_type") != "header" or type(version) is not int or version > CURRENT_SCHEMA_VERSION:
                 raise Trouble(f"the file does not begin with the header of a log of schema {CURRENT_SCHEMA_VERSION}", code=1)
             self.version, self._h = version, str(record.get("epoch")).encode("utf-8", "replace")
+            self.header = header_from_record(record) if version == CURRENT_SCHEMA_VERSION else None
         if self.version < CURRENT_SCHEMA_VERSION:
             return
         h, before = sealed_hash(line), self._h
@@ -103,15 +110,16 @@ def tail_log(session: str, *, follow: bool, last: int, full: bool, as_json: bool
     with open_log(path) as file:
         reader = _Reader(file)
         # By their places: results come in the order in which tools ended.
-        rows = nlargest(last, reader.rows(), key=_place) if last else reader.rows()
-        for index, row in sorted(rows, key=_place):
-            _print(index, row, full, as_json)
+        rows = nlargest(last, reader.rows(), key=_place) if last else list(reader.rows())
+        show = _Printer(path, full, as_json)
+        for index, row in (*_rows_before(path, reader, len(rows), last), *sorted(rows, key=_place)):
+            show(index, row)
         _tell(reader)
         while follow and reader.trailer is None:
             # Asked before reading: what a writer that is gone has written is all there.
             gone = writer_of(path) is None
             for index, row in reader.rows():
-                _print(index, row, full, as_json)
+                show(index, row)
             _tell(reader)
             if not _is_at(file, path):
                 err().line((f"{path} is gone", "yellow"))
@@ -133,12 +141,33 @@ def _place(row: tuple[int, ChunkRow]) -> int:
     return row[0]
 
 
-def _print(index: int, row: ChunkRow, full: bool, as_json: bool) -> None:
-    if as_json:
-        out().json({"index": index, **decode_json(row.encoded)}, indent=None)
-        return
-    show_row(out(), index, row, full)
-    out().console.file.flush()
+def _rows_before(path: Path, reader: _Reader, shown: int, last: int) -> list[tuple[int, ChunkRow]]:
+    """Rows that stand in other logs, where the log's own are fewer than are wanted."""
+    prefix = None if reader.header is None else reader.header.prefix
+    if reader.header is None or prefix is None or (last and shown >= last):
+        return []
+    rows: deque[ChunkRow] = deque(maxlen=last - shown if last else None)
+    try:
+        follow(path.parent, reader.header.id, prefix, rows.append)
+    except BadLine as error:
+        reader.faults.append(f"{count(prefix.length, 'row')} before these cannot be had: {one_line(str(error), 200)}")
+        return []
+    return list(enumerate(rows, prefix.length - len(rows)))
+
+
+class _Printer:
+    """Prints rows of a log."""
+
+    def __init__(self, path: Path, full: bool, as_json: bool) -> None:
+        self._full, self._as_json = full, as_json
+        self._blobs = BlobStore.of_log(path)
+
+    def __call__(self, index: int, row: ChunkRow) -> None:
+        if self._as_json:
+            out().json({"index": index, **decode_json(row.encoded)}, indent=None)
+            return
+        show_row(out(), index, row, self._full, self._blobs)
+        out().console.file.flush()
 
 
 def _tell(reader: _Reader) -> None:

@@ -101,7 +101,11 @@ class ToolStarted(_Event, frozen=True, gc=False):
 
 
 class ToolFinished(_Event, frozen=True, gc=False):
-    """A tool call ended. ``body`` is the JSON text for the model; ``row_index`` the row it will become."""
+    """A tool call ended.
+
+    ``body`` is the JSON text for the model; ``row_index`` the row it will become. ``spills``: digest (SHA-256, hex) and size
+    in bytes of each text that was cut in it and is kept whole.
+    """
 
     turn: int
     index: int
@@ -111,6 +115,7 @@ class ToolFinished(_Event, frozen=True, gc=False):
     body: str
     row_index: int
     duration_s: float
+    spills: tuple[tuple[str, int], ...] = ()
 
 
 class RowAppended(_Event, frozen=True, gc=False):
@@ -188,5 +193,8 @@ Event: TypeAlias = (
     | RunFailed
     | RunCancelled
 )
+"""Any event of a run."""
 DELTAS: tuple[type[Any], ...] = (TextDelta, ReasoningDelta, ToolCallDelta)
+"""Fragments of a reply, which are there only while it streams."""
 TERMINAL: tuple[type[Any], ...] = (RunFinished, RunFailed, RunCancelled)
+"""The ends of a run: the last event is one of these."""

@@ -12,7 +12,7 @@ import threading
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 if TYPE_CHECKING:
     from rath.core.events import Event
@@ -23,10 +23,11 @@ if TYPE_CHECKING:
         RathLLMStreamDelta,
         RathLLMTokenUsage,
     )
-    from rath.session.chunk import ChunkRow
+    from rath.session.chunk import ChunkTable
     from rath.session.request import LoggedSoFar
 
 __all__ = [
+    "Durability",
     "Engine",
     "Middleware",
     "ModelClient",
@@ -106,11 +107,11 @@ class RunLog(Protocol):
     def so_far(self) -> LoggedSoFar | None:
         """What was in it when it was reopened; ``None`` for a new log."""
 
-    def append_row(self, index: int, row: ChunkRow) -> None:
-        """Append a row that the session had before the run."""
-
     def on_event(self, event: Event) -> None:
         """Append what the log keeps of ``event``."""
+
+    def keep(self, digest: str, data: bytes) -> None:
+        """Keep the whole text of a result that was cut, under its SHA-256, as durably as the log (may block). Any thread."""
 
     def needs_sync(self) -> bool:
         """Whether :meth:`sync` would have anything to do at this log's durability."""
@@ -124,13 +125,17 @@ class RunLog(Protocol):
         usage: RathLLMTokenUsage | None,
         lineage_extras: tuple[tuple[str, Any], ...],
         outcome: dict[str, Any],
+        table: ChunkTable | None = None,
     ) -> None:
-        """Write the trailer, make it durable, release file and lock (may block)."""
+        """Write the trailer, make it durable, release file and lock (may block). ``table``: the rows that were written."""
 
     def abandon(self) -> None:
         """Release file and lock without a trailer. Idempotent, never raises."""
 
 
+Durability: TypeAlias = Literal["process", "turn", "record"]
+"""What a log is safe from, besides the death of its process. ``process``: nothing. ``turn``: a power cut, as soon as a tool
+is about to run and when a turn has ended. ``record``: a power cut at any moment."""
 Runner: TypeAlias = "Callable[[Any], AsyncGenerator[Event, None]]"
 Middleware: TypeAlias = "Callable[[Runner], Runner]"
 
@@ -145,14 +150,38 @@ _BUILT_IN: dict[tuple[str, str], str] = {
     ("log", "peek"): "rath.session.persistence.resume:peek_log",
     ("log", "reopen"): "rath.session.persistence.resume:reopen_run_log",
     ("log", "resume"): "rath.session.persistence.resume:resume_session",
+    ("log", "find_text"): "rath.session.persistence.blobs:find_text",
     ("tools", "merge"): "rath.flow.tool.table:merge_tools_for_loop",
     ("tools", "schemas"): "rath.flow.tool.table:tools_dict_to_schemas",
     ("backend", "local"): "rath.backend.local:LocalBackend",
     ("backend", "bwrap"): "rath.backend.bwrap.backend:BwrapBackend",
     ("backend", "auto"): "rath.backend.auto:AutoBackend",
     ("backend", "docker"): "rath.backend.docker.backend:DockerBackend",
+    ("graph", "directory"): "rath.session.persistence.lineage:find_directory",
+    ("graph", "logs"): "rath.session.persistence.lineage:read_nodes",
+    ("graph", "networkx"): "rath.session.graph.view:digraph",
+    ("graph", "transcript"): "rath.session.persistence.lineage:read_transcript",
+    ("graph", "logged"): "rath.session.persistence.compared:compared_log",
+    ("display", "chunk_table_bundle"): "rath.display.mimebundle:chunk_table_bundle",
+    ("display", "chunk_table_html"): "rath.display.html:chunk_table_html",
+    ("display", "graph_html"): "rath.display.graph_html:graph_html",
+    ("display", "graph_jsonl"): "rath.display.jsonl:graph_jsonl",
+    ("display", "graph_mimebundle"): "rath.display.mimebundle:graph_mimebundle",
+    ("display", "graph_otlp"): "rath.display.otlp:graph_otlp",
+    ("display", "graph_page"): "rath.display.page:graph_page",
+    ("display", "graph_parquet"): "rath.display.parquet:graph_parquet",
+    ("display", "lineage_dot"): "rath.display.dot:lineage_dot",
+    ("display", "lineage_graphml"): "rath.display.graphml:lineage_graphml",
+    ("display", "lineage_mermaid"): "rath.display.mermaid:lineage_mermaid",
+    ("display", "lineage_svg"): "rath.display.svg:lineage_svg",
+    ("display", "lineage_tree"): "rath.display.tree:lineage_tree",
     ("display", "session_html"): "rath.display.html:session_html",
+    ("display", "session_diff_html"): "rath.display.session_diff_html:session_diff_html",
+    ("display", "session_diff_text"): "rath.display.session_diff:session_diff_text",
     ("display", "table_html"): "rath.display.table:table_html",
+    ("display", "widget"): "rath.display.widget:LineageWidget",
+    ("display", "workspace_diff_bundle"): "rath.display.mimebundle:workspace_diff_bundle",
+    ("display", "workspace_diff_html"): "rath.display.html:workspace_diff_html",
     ("client", "openai"): "rath.llm.openai:RathOpenAIChatClient",
     ("client", "anthropic"): "rath.llm.anthropic:RathAnthropicChatClient",
     ("client", "scripted"): "rath.llm.scripted:ScriptedClient.from_provider",

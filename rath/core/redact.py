@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import unquote
 
-from rath.core.disguises import Disguises, clue_pattern, decodings
+from rath.core.disguises import Disguises, clue_pattern, decodings, places
 from rath.core.encoding import decode_json, encode_json
 from rath.errors import UsageTypeError
 
@@ -31,17 +31,26 @@ __all__ = [
     "register_secret",
     "register_url",
     "scan_environment",
+    "split_secrets",
 ]
 
 REDACTED = "[redacted]"
 _MARK = REDACTED.encode()
 MIN_LENGTH = 8
+# What every row and every mark is made of: to redact these would leave no row, and hide nothing.
+_OWN_WORDS = ("arguments", "function", "tool_call_id", "tool_calls", REDACTED)
 _SECRET_NAME = re.compile(
-    r"API_?KEY|ACCESS_?KEY|PRIVATE_?KEY|SECRET|TOKEN|PASSWORD|PASSWD|PASSPHRASE|CREDENTIAL|AUTHORIZATION"
-    r"|COOKIE|(?:^|_)(?:KEY|PASS|PWD|PAT|AUTH|DSN)$|PGPASS",
+    r"API_?KEY|ACCESS_?KEY|ACCOUNT_?KEY|PRIVATE_?KEY|SECRET|TOKEN|PASSWORD|PASSWD|PASSPHRASE|CREDENTIAL|AUTHORIZATION"
+    r"|COOKIE|(?:^|_)(?:KEY|PASS|PAT|AUTH|DSN)$|_PWD$|PGPASS",
     re.IGNORECASE,
 )
-_URL_PASSWORD = re.compile(r"^[a-z][a-z0-9+.-]*://[^/@\s:]*:([^/@\s]+)@", re.IGNORECASE)
+# `scheme://user:password@host`, and `name=value` as in queries, connection strings and cookies.
+_USER_INFO = re.compile(r"://([^\s/?#:@]*+)(?::([^\s/?#]*))?@")
+_FIELD = re.compile(r"(?:^|[?&;\s])([\w.-]+)=([^&;\s#]+)")
+# A token in the place of the user's name (`https://TOKEN@host`); names are shorter.
+_TOKEN_LENGTH = 20
+_BLOCK = 1 << 20
+_LONGEST_CLUE = 64
 _log = logging.getLogger("rath.redact")
 
 
@@ -52,7 +61,8 @@ class Secrets:
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        # Reentrant: the collector may run a finaliser that has something to redact while we hold it.
+        self._lock = threading.RLock()
         self._known: dict[str, Disguises] = {}
         self._warned = False
         self._search: Callable[[bytes], object] = _find_nothing
@@ -62,23 +72,40 @@ class Secrets:
         value = value.strip()  # mounted secret files end in a newline that the output need not have
         if not value or value in self._known:
             return
-        with self._lock:
-            if len(value) >= MIN_LENGTH:
-                self._known[value] = Disguises(value)
-                self._search = self._compile_and_search
-            elif not self._warned:
+        if len(value) < MIN_LENGTH or any(value in word for word in _OWN_WORDS):
+            if not self._warned:
                 self._warned = True
-                _log.warning("a secret shorter than %d characters is not redacted: it would match ordinary text", MIN_LENGTH)
+                _log.warning(
+                    "a secret that is shorter than %d characters, or a word of every log, is not redacted: "
+                    "it would match ordinary text",
+                    MIN_LENGTH,
+                )
+            return
+        disguises = Disguises(value)
+        with self._lock:
+            self._known[value] = disguises
+            self._search = self._compile_and_search
 
     def _compile_and_search(self, data: bytes) -> object:
         with self._lock:
-            search = self._search = clue_pattern(clue for secret in self._known.values() for clue in secret.clues).search
+            known = list(self._known.values())
+            search = clue_pattern(clue for secret in known for clue in secret.clues).search
+            if len(known) == len(self._known):  # else a finaliser has added one meanwhile
+                self._search = search
         return search(data)
 
+    def after_fork(self) -> None:
+        """Let a forked child add secrets: the thread that held the lock may not exist there."""
+        self._lock = threading.RLock()
+
     def _has_clue(self, data: bytes) -> bool:
-        if self._search(data) is not None:
+        if len(data) <= _BLOCK:
+            if self._search(data) is not None:
+                return True
+        # In blocks: no other thread runs while one search goes on, which takes 10 ms a megabyte.
+        elif any(self._search(data[at : at + _BLOCK + _LONGEST_CLUE]) is not None for at in range(0, len(data), _BLOCK)):
             return True
-        return b"%" in data and any(self._search(seen) is not None for seen in decodings(data))
+        return (b"%" in data or b"\\u00" in data) and any(self._search(seen) is not None for seen in decodings(data))
 
     def redact_bytes(self, encoded: bytes) -> bytes:
         """``encoded`` (JSON text) with every known secret in its strings replaced; the same object if there is none.
@@ -107,17 +134,29 @@ class Secrets:
         """``text`` with every known secret replaced."""
         if len(text) < MIN_LENGTH:
             return text
-        data = text.encode("utf-8", "surrogatepass")
-        if not self._has_clue(data):
+        parts = self.split(text.encode("utf-8", "surrogatepass"))
+        if len(parts) == 1:
             return text
+        redacted = b"".join(_MARK if secret else part for part, secret in parts)
+        return redacted.decode("utf-8", "surrogatepass")
+
+    def split(self, data: bytes) -> list[tuple[bytes, bool]]:
+        """UTF-8 text in parts, one after the other, and whether each is a secret. The first one is none."""
+        if not self._has_clue(data):
+            return [(data, False)]
         seen = list(decodings(data))
         suspects = [s for s in list(self._known.values()) if any(clue in found for found in seen for clue in s.clues)]
-        pieces, at = [], 0
-        for start, end in sorted(span for secret in suspects for span in secret.spans(data)):
-            if start >= at:
-                pieces += [data[at:start], _MARK]
-            at = max(at, end)
-        return b"".join((*pieces, data[at:])).decode("utf-8", "surrogatepass") if pieces else text
+        spans: list[list[int]] = []
+        for start, end in sorted(places(data, suspects)):
+            if spans and start < spans[-1][1]:
+                spans[-1][1] = max(end, spans[-1][1])
+            else:
+                spans.append([start, end])
+        parts, at = [], 0
+        for start, end in spans:
+            parts += [(data[at:start], False), (data[start:end], True)]
+            at = end
+        return [*parts, (data[at:], False)]
 
 
 def _find_nothing(_data: bytes) -> None:
@@ -125,8 +164,10 @@ def _find_nothing(_data: bytes) -> None:
 
 
 _secrets = Secrets()
+os.register_at_fork(after_in_child=_secrets.after_fork)
 redact_bytes = _secrets.redact_bytes
 redact_text = _secrets.redact_text
+split_secrets = _secrets.split
 
 
 def register_secret(value: str) -> None:
@@ -142,36 +183,76 @@ def register_secret(value: str) -> None:
 def register_headers(headers: Mapping[str, Any]) -> None:
     """Register what authenticates a request: the values of headers (or query fields) whose names look secret."""
     for name, value in headers.items():
-        if not isinstance(value, str) or not _SECRET_NAME.search(str(name).replace("-", "_")):
+        if not isinstance(value, str) or not _looks_secret(str(name)):
             continue
-        scheme, _, credentials = value.strip().rpartition(" ")
-        if len(credentials) < MIN_LENGTH:
-            continue
-        register_secret(credentials)
-        if scheme.lower() == "basic":
-            with contextlib.suppress(ValueError):
-                _, _, password = b64decode(credentials, validate=True).decode().partition(":")
-                if len(password) >= MIN_LENGTH:
-                    register_secret(password)
+        # A cookie has several values, some schemes have named parts.
+        pieces = re.split(r"[;,]\s*", value.strip())
+        for piece in pieces:
+            scheme, _, credentials = piece.rpartition(" ")
+            if len(pieces) > 1:
+                field = _FIELD.match(credentials)
+                credentials = (credentials if field is None else field[2]).strip('"')
+            _register_each(credentials)
+            if scheme.lower() == "basic":
+                with contextlib.suppress(ValueError):
+                    _register_each(b64decode(credentials, validate=True).decode().partition(":")[2])
 
 
-def register_url(url: str) -> None:
-    """Register the password in ``url``, if there is one."""
-    found = _URL_PASSWORD.match(url)
-    for password in () if found is None else (found[1], unquote(found[1])):
-        if len(password) >= MIN_LENGTH:
-            register_secret(password)
+def register_url(text: str) -> None:
+    """Register the passwords in ``text``, which has URLs or connection strings: ``user:password@``, ``password=…``."""
+    for user, password in _USER_INFO.findall(text):
+        _register_each(password, unquote(password))
+        if len(user) >= _TOKEN_LENGTH:
+            _register_each(user, unquote(user))
+    for name, value in _FIELD.findall(text):
+        if _looks_secret(f"_{name}"):  # `Pwd=…` is one; the variable PWD is where the shell stands
+            _register_each(value, unquote(value))
+
+
+def _register_each(*values: str) -> None:
+    """Register those that are long enough."""
+    for value in values:
+        if len(value) >= MIN_LENGTH:
+            register_secret(value)
+
+
+def _register_fields(value: str) -> None:
+    """Register what looks secret in a JSON object, such as a service account's file."""
+    try:
+        left = [("", decode_json(value.encode()))]
+    except (ValueError, RecursionError):
+        return
+    while left:
+        name, item = left.pop()
+        if isinstance(item, dict):
+            left += item.items()
+        elif isinstance(item, list):
+            left += ((name, one) for one in item)
+        elif isinstance(item, str) and _looks_secret(name):
+            _register_each(item)
+
+
+def _looks_secret(name: str) -> bool:
+    return _SECRET_NAME.search(name.replace("-", "_")) is not None
 
 
 def scan_environment(environ: Mapping[str, str] | None = None) -> None:
-    """Register the values of the environment's variables whose names look secret."""
+    """Register the values of the environment's variables whose names look secret, and passwords in the others' values.
+
+    A path that exists is where a secret is kept, not the secret.
+    """
     for name, value in (os.environ if environ is None else environ).items():
-        if len(value) < MIN_LENGTH:
+        if len(value) < MIN_LENGTH or _scanned.get(name) == value:
             continue
-        if _SECRET_NAME.search(name):
+        _scanned[name] = value
+        if _looks_secret(name) and not (os.path.isabs(value) and os.path.exists(value)):
             register_secret(value)
+        if value.lstrip().startswith("{"):
+            _register_fields(value)
         else:
             register_url(value)
 
 
+_scanned: dict[str, str] = {}
+"""Variables that were looked at, and their values then: every run with a log looks again."""
 scan_environment()

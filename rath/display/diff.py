@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from html import escape
 
-from rath.display.text import clean
+from rath.display.text import clean, count
 
 __all__ = ["diff_counts", "diff_html", "diff_lines"]
 
@@ -54,7 +54,10 @@ def diff_counts(diff: str) -> tuple[int, int]:
     return styles.count("added"), styles.count("removed")
 
 
-def diff_html(diff: str) -> str:
+def diff_html(diff: str, *, max_lines: int = 200_000) -> str:
     """The diff as one ``<pre>``; every line a ``<span>`` with a class ``d-<style>``. Text is escaped."""
-    lines = "".join(f'<span class="d-{style}">{escape(line) or " "}</span>' for style, line in diff_lines(diff))
+    found = diff_lines(diff)
+    lines = "".join(f'<span class="d-{style}">{escape(line) or " "}</span>' for style, line in found[:max_lines])
+    if len(found) > max_lines:
+        lines += f'<span class="d-note">… {count(len(found) - max_lines, "more line")} …</span>'
     return f'<pre class="diff">{lines}</pre>'

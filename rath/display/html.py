@@ -12,18 +12,29 @@ from html import escape
 from typing import Protocol, overload
 from uuid import UUID
 
+from rath.backend.calls import WorkspaceDiff
 from rath.core.redact import redact_text
 from rath.display.diff import diff_html
 from rath.display.style import STYLE
-from rath.display.svg import lineage_svg, short_id
-from rath.display.text import clean, count, cut, duration, one_line
+from rath.display.svg import family, lineage_key, lineage_svg, short_id
+from rath.display.text import clean, count, cut, duration, money, one_line
 from rath.display.transcript import CallView, ResultView, RowView, view_row
 from rath.llm.types import RathLLMTokenUsage
-from rath.session.chunk import ChunkRow
+from rath.session.chunk import ChunkRow, ChunkTable
 from rath.session.graph.lineage import LineageNode
 from rath.session.session import Session
 
-__all__ = ["Section", "html_page", "section_html", "session_html", "transcript_html"]
+__all__ = [
+    "Section",
+    "badge",
+    "cell",
+    "chunk_table_html",
+    "html_page",
+    "section_html",
+    "session_html",
+    "transcript_html",
+    "workspace_diff_html",
+]
 
 CELL_BYTES = 400_000
 """How much transcript a notebook's cell holds, give or take two rows: notebooks keep their output in the file."""
@@ -31,6 +42,8 @@ SECTION_BYTES = 4_000_000
 # A character becomes six bytes at most (`&quot;`), so these keep any row below 250 kB, and a cell below 1 MB.
 _SAID_CHARACTERS, _PART_CHARACTERS, _ARGUMENT_CHARACTERS = 12_000, 8_000, 1_500
 _MAX_PARTS, _MAX_CALLS = 4, 16
+# Six bytes a character, and some forty for the element of each line: below 1 MB together.
+_DIFF_CHARACTERS, _DIFF_LINES, _MAX_PATHS = 100_000, 5_000, 200
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 
 
@@ -51,6 +64,7 @@ class Section:
     Attributes:
         error: why it failed or was cancelled.
         wall_s: seconds from its start to its end.
+        model: which one its run asked. ``cost_usd``: of its own completions.
         notes: sentences that stand above the transcript.
         log: where its log is.
         diff: what it changed in its workspace, as a unified diff.
@@ -64,6 +78,8 @@ class Section:
     error: str = ""
     usage: RathLLMTokenUsage | None = None
     wall_s: float | None = None
+    model: str | None = None
+    cost_usd: float | None = None
     notes: tuple[str, ...] = ()
     log: str = ""
     diff: str = ""
@@ -95,7 +111,7 @@ def html_page(
     body.append("<nav>" + "".join(f'<a href="#{key}">{_text(name)}</a>' for key, name in links) + "</nav>")
     if nodes:
         body.append(f'<h2 id="lineage">Lineage</h2><div class="graph">{lineage_svg(nodes, marked=marked)}</div>')
-        body.append('<p class="soft">Solid lines: what a session continues. Dashed: the instructions of its agent.</p>')
+        body.append(lineage_key(map(family, nodes), (role for node in nodes for role in node.roles)))
     if diff is not None:
         changes = diff_html(redact_text(diff[1])) if diff[1] else "<p>No change.</p>"
         body.append(f'<h2 id="diff">{_text(diff[0])}</h2>{changes}')
@@ -117,7 +133,7 @@ def html_page(
 def section_html(section: Section, *, max_bytes: int = SECTION_BYTES) -> str:
     """One session: title, status, facts, error, transcript, diff."""
     head = (
-        f'<div class="head"><h3>{_text(section.title)}</h3>{_badge(section.status)}'
+        f'<div class="head"><h3>{_text(section.title)}</h3>{badge(section.status)}'
         f'<code title="{section.session_id}">{short_id(section.session_id)}</code>'
         f'<span class="soft">{_text(_measures(section))}</span></div>'
     )
@@ -142,7 +158,7 @@ def section_html(section: Section, *, max_bytes: int = SECTION_BYTES) -> str:
 def session_html(session: Session) -> str:
     """A session for a notebook's cell. Never waits; at most 1 MB, whatever the session holds."""
     failure = session._cell.failure  # not `exception()`: showing a session is no answer to its failure
-    outcome = session._cell.peek()
+    outcome, record = session._cell.peek(), session._record
     title = session.lineage_operator if session.lineage_operator != "implicit" else "session"
     if session.sandbox_backend is not None:
         title += f" in {session.sandbox_backend}"
@@ -152,9 +168,44 @@ def session_html(session: Session) -> str:
         session.partial,
         status=session.status,
         error="" if failure is None else redact_text(f"{type(failure.error).__name__}: {failure.error}"),
-        usage=None if outcome is None else outcome.usage,
+        usage=record.usage if outcome is None else outcome.usage,
+        wall_s=record.duration_s,
+        model=record.model,
+        cost_usd=record.cost_usd,
     )
-    return f'<div class="rath"><style>{STYLE}</style>{section_html(section, max_bytes=CELL_BYTES)}</div>'
+    return cell(section_html(section, max_bytes=CELL_BYTES))
+
+
+def chunk_table_html(table: ChunkTable) -> str:
+    """A table of rows for a notebook's cell, at most 1 MB."""
+    head = f'<div class="head"><h3>Rows</h3><span class="soft">{count(len(table), "row")}</span></div>'
+    return cell(f'<section class="session">{head}{transcript_html(table, max_bytes=CELL_BYTES)}</section>')
+
+
+def workspace_diff_html(diff: WorkspaceDiff) -> str:
+    """What changed in a workspace, for a notebook's cell: its files, and the first 5,000 lines, or 100,000 characters."""
+    kinds = (("added", diff.added), ("removed", diff.removed), ("changed", diff.modified), ("not text", diff.binary))
+    head = ", ".join(f"{len(paths):,} {what}" for what, paths in kinds if paths) or "no change"
+    names = []
+    for what, paths in kinds[:3]:
+        names += [f"{what} {one_line(redact_text(path[:2000]), 200)}" for path in paths[:_MAX_PATHS]]
+        if len(paths) > _MAX_PATHS:
+            names.append(f"… {count(len(paths) - _MAX_PATHS, 'more path')} {what} …")
+    parts = [f'<div class="head"><h3>Workspace</h3><span class="soft">{head}</span></div>']
+    if names:
+        listed = _text("\n".join(names))
+        parts.append(f"<details><summary>{count(len(names), 'path')}</summary><pre>{listed}</pre></details>")
+    if diff.text:
+        # Redacted before it is cut, or half a secret would stand at the cut; what nobody will see is not redacted.
+        # And after control characters were made visible, because that makes it longer.
+        text = cut(clean(redact_text(cut(diff.text, 2 * _DIFF_CHARACTERS))), _DIFF_CHARACTERS)
+        parts.append(diff_html(text, max_lines=_DIFF_LINES))
+    return cell(f'<section class="session">{"".join(parts)}</section>')
+
+
+def cell(body: str, classes: str = "") -> str:
+    """What a notebook's cell shows: ``body`` with all the style it needs."""
+    return f'<div class="rath{classes}"><style>{STYLE}</style>{body}</div>'
 
 
 def transcript_html(rows: Rows, *, start: int = 0, stop: int | None = None, max_bytes: int = SECTION_BYTES) -> str:
@@ -183,7 +234,7 @@ def transcript_html(rows: Rows, *, start: int = 0, stop: int | None = None, max_
 def _row(index: int, row: ChunkRow) -> str:
     try:
         view = view_row(row)
-    except (TypeError, ValueError, RecursionError):
+    except (AttributeError, TypeError, ValueError, RecursionError):
         # A log may hold anything; a row of an unknown form is shown as it stands, not refused.
         view = RowView(row.kind.value, row.encoded.decode("utf-8", "replace"))
     parts = []
@@ -228,15 +279,18 @@ def _facts(facts: Sequence[tuple[str, str]]) -> str:
 
 
 def _measures(section: Section) -> str:
-    parts = [count(len(section.rows), "row")]
+    parts = [one_line(section.model)] if section.model else []
+    parts.append(count(len(section.rows), "row"))
     if section.usage is not None:
         parts.append(f"{section.usage.total_tokens:,} tokens")
+    if section.cost_usd is not None:
+        parts.append(money(section.cost_usd))
     if section.wall_s is not None:
         parts.append(duration(section.wall_s))
     return " · ".join(parts)
 
 
-def _badge(status: str) -> str:
+def badge(status: str) -> str:
     known = status if status in ("completed", "failed", "cancelled", "running", "pending") else "unknown"
     marks = {"completed": "✓", "failed": "✗", "cancelled": "–", "running": "▸", "pending": "○", "unknown": "?"}
     return f'<span class="badge {known}">{marks[known]} {known}</span>'

@@ -8,6 +8,7 @@ those means as the order and the gaps allow (isotonic regression, exact per laye
 from __future__ import annotations
 
 from bisect import bisect_right, insort
+from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -38,20 +39,24 @@ class Layout(Generic[N]):
     layers: int = 0
 
 
-def layered(parents: Mapping[N, Sequence[N]], widths: Mapping[N, float], *, gap: float) -> Layout[N]:
+def layered(
+    parents: Mapping[N, Sequence[N]], widths: Mapping[N, float], *, gap: float, columns: int | None = None
+) -> Layout[N]:
     """The layout of a graph given as node → parents, in an order in which parents stand before children.
 
     Args:
         widths: of the nodes' boxes.
         gap: the least distance between two boxes of a layer, or between a box and an edge that passes.
+        columns: at most so many nodes stand side by side, where the graph allows it: a thousand children of one node
+            become bands, one below the other. Long edges of one parent then share their way.
     """
     if not parents:
         return Layout()
-    graph = _Graph.of({node: [p for p in found if p in parents] for node, found in parents.items()})
+    graph = _Graph.of({node: [p for p in found if p in parents] for node, found in parents.items()}, columns)
     if len(graph.layer) <= _MAX_SWEPT_NODES:
         graph.order()
     half = [widths[node] / 2 for node in parents] + [0.0] * (len(graph.layer) - len(parents))
-    places = graph.places(half, gap)
+    places = graph.places(half, gap, compact=columns is not None)
     left = min(place - wide for place, wide in zip(places, half, strict=True))
     right = max(place + wide for place, wide in zip(places, half, strict=True))
     layout: Layout[N] = Layout(width=right - left, layers=len(graph.rows))
@@ -75,27 +80,38 @@ class _Graph:
     routes: dict[tuple[int, int], list[int]]
 
     @classmethod
-    def of(cls, parents: Mapping[N, Sequence[N]]) -> _Graph:
+    def of(cls, parents: Mapping[N, Sequence[N]], columns: int | None) -> _Graph:
         number = {name: index for index, name in enumerate(parents)}
         up = [[number[p] for p in found] for found in parents.values()]
         layer = _layers(up)
+        if columns is not None and max(Counter(layer).values()) > columns:
+            layer = _banded(up, columns)
         count = len(up)
         graph = cls(count, layer, [[] for _ in up], [[] for _ in up], [], {})
-        spare = _MAX_POINTS
+        # The way down from each parent that its next long edges can share.
+        trunks: dict[int, list[int]] = {}
         for child, above in enumerate(up):
             for parent in above:
                 span = layer[child] - layer[parent] - 1
-                points = graph._points(layer[parent] + 1, span if span <= spare else 0)
-                spare -= len(points)
+                trunk = trunks.setdefault(parent, []) if columns is not None else []
+                missing = span - len(trunk)
+                if missing > 0 and len(layer) - count + missing <= _MAX_POINTS:
+                    last = trunk[-1] if trunk else parent
+                    added = graph._points(layer[parent] + 1 + len(trunk), missing)
+                    for a, b in pairwise([last, *added]):
+                        graph._join(a, b)
+                    trunk += added
+                points = trunk[:span] if len(trunk) >= span else []
                 graph.routes[parent, child] = points
-                chain = [parent, *points, child]
-                for a, b in pairwise(chain):
-                    graph.down[a].append(b)
-                    graph.up[b].append(a)
+                graph._join(points[-1] if points else parent, child)
         graph.rows = [[] for _ in range(max(layer) + 1)]
         for index in graph._depth_first():
             graph.rows[graph.layer[index]].append(index)
         return graph
+
+    def _join(self, above: int, below: int) -> None:
+        self.down[above].append(below)
+        self.up[below].append(above)
 
     def _points(self, first_layer: int, how_many: int) -> list[int]:
         points = list(range(len(self.layer), len(self.layer) + how_many))
@@ -148,17 +164,23 @@ class _Graph:
 
     # -- places -------------------------------------------------------------------------------------------------------
 
-    def places(self, half: list[float], gap: float) -> list[float]:
-        """Each one's x: near its neighbours', in the order of its layer, with room for the boxes."""
+    def places(self, half: list[float], gap: float, *, compact: bool) -> list[float]:
+        """Each one's x: near its neighbours', in the order of its layer, with room for the boxes.
+
+        ``compact``: no wider than the widest layer has to be, and edges that pass side by side are closer.
+        """
         x = [0.0] * len(self.layer)
         offsets: list[list[float]] = []
+        close = gap / 2 if compact else gap
         for row in self.rows:
             run = [0.0]
             for before, index in pairwise(row):
-                run.append(run[-1] + half[before] + gap + half[index])
+                apart = close if before >= self.nodes and index >= self.nodes else gap
+                run.append(run[-1] + half[before] + apart + half[index])
             offsets.append(run)
             for index, at in zip(row, run, strict=True):
                 x[index] = at - run[-1] / 2
+        side = max((run[-1] + half[row[0]] + half[row[-1]]) / 2 for row, run in zip(self.rows, offsets, strict=True))
         for sweep in range(_PLACINGS):
             downwards = sweep % 2 == 0
             # The last sweeps look both ways: a parent over the middle of its children, and they under it.
@@ -171,7 +193,9 @@ class _Graph:
                     at, weight = self._pull(index, [*self.up[index], *self.down[index]] if both else near, x)
                     wanted.append(at)
                     weights.append(weight)
-                for index, at in zip(row, _fitted(wanted, weights, offsets[layer]), strict=True):
+                run = offsets[layer]
+                limits = (half[row[0]] - side, side - half[row[-1]] - run[-1]) if compact else None
+                for index, at in zip(row, _fitted(wanted, weights, run, limits), strict=True):
                     x[index] = at
         return x
 
@@ -201,13 +225,56 @@ def _layers(up: list[list[int]]) -> list[int]:
     return layer
 
 
+def _banded(up: list[list[int]], columns: int) -> list[int]:
+    """Layers of at most ``columns`` nodes: branch by branch, each node in the highest layer below its parents with room.
+
+    What has no parents goes right above its first child, with it. A node with more such parents than a layer holds makes
+    that layer wider.
+    """
+    layer = [-1] * len(up)
+    down: list[list[int]] = [[] for _ in up]
+    waits = [0] * len(up)
+    for child, above in enumerate(up):
+        for parent in above:
+            down[parent].append(child)
+            waits[child] += bool(up[parent])
+    used: Counter[int] = Counter()
+    open_from = 0
+    # A node that only what has no parents leads to, and one that stands alone, begins a branch.
+    stack = [index for index in reversed(range(len(up))) if (not waits[index] if up[index] else not down[index])]
+    while stack:
+        index = stack.pop()
+        with_it = [parent for parent in up[index] if layer[parent] < 0]
+        at = max((layer[parent] + 1 for parent in up[index] if layer[parent] >= 0), default=0)
+        at = max(at, 1 if with_it else 0, open_from)
+        while used[at] >= columns or (with_it and used[at - 1] and used[at - 1] + len(with_it) > columns):
+            at += 1
+        for parent in with_it:
+            layer[parent] = at - 1
+        used[at - 1] += len(with_it)
+        layer[index] = at
+        used[at] += 1
+        while used[open_from] >= columns:
+            open_from += 1
+        for child in reversed(down[index]):
+            waits[child] -= bool(up[index])
+            if not waits[child]:
+                stack.append(child)
+    return layer
+
+
 def _mean(values: Iterable[float], default: float) -> float:
     found = list(values)
     return sum(found) / len(found) if found else default
 
 
-def _fitted(wanted: list[float], weights: list[float], offsets: list[float]) -> list[float]:
-    """Places nearest to ``wanted`` (weighted least squares) at the least distances, by pooling adjacent violators."""
+def _fitted(
+    wanted: list[float], weights: list[float], offsets: list[float], limits: tuple[float, float] | None
+) -> list[float]:
+    """Places nearest to ``wanted`` (weighted least squares) at the least distances, by pooling adjacent violators.
+
+    ``limits``: of the places less their offsets. Cut off at these, the best places without limits are the best within.
+    """
     blocks: list[tuple[float, float, int]] = []
     for at, weight, offset in zip(wanted, weights, offsets, strict=True):
         total, mass, size = (at - offset) * weight, weight, 1
@@ -216,4 +283,7 @@ def _fitted(wanted: list[float], weights: list[float], offsets: list[float]) -> 
             total, mass, size = total + more, mass + heavier, size + members
         blocks.append((total, mass, size))
     levels = [total / mass for total, mass, size in blocks for _ in range(size)]
+    if limits is not None:
+        least, most = limits
+        levels = [min(max(level, least), most) for level in levels]
     return [level + offset for level, offset in zip(levels, offsets, strict=True)]

@@ -10,16 +10,23 @@ from rath.session.graph.lineage import LineageNode
 
 __all__ = ["lineage_mermaid"]
 
+_ARROWS = {"system": "-.->"}
+
 
 def lineage_mermaid(nodes: Sequence[LineageNode]) -> str:
-    """A ``flowchart TD``: one node a session, one arrow a parent."""
+    """A ``flowchart TD``: one node a session, one arrow a parent, dotted from instructions."""
     number = {node.id: index for index, node in enumerate(nodes)}
     lines = ["flowchart TD"]
     for node in nodes:
         label = _entity(fit(node.label or node.operator or "session", 40))
         lines.append(f'  s{number[node.id]}["{label}<br/>{short_id(node.id)} · {_entity(summary(node))}"]')
     for node in nodes:
-        lines += [f"  s{number[p]} --> s{number[node.id]}" for p in node.parents if p in number]
+        roles = node.roles or ("parent",) * len(node.parents)
+        lines += [
+            f"  s{number[parent]} {_ARROWS.get(role, '-->')} s{number[node.id]}"
+            for parent, role in zip(node.parents, roles, strict=True)
+            if parent in number
+        ]
     return "\n".join(lines) + "\n"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 
-__all__ = ["clean", "count", "cut", "duration", "fit", "one_line", "width"]
+__all__ = ["clean", "count", "cut", "duration", "fit", "money", "one_line", "width"]
 
 # Colours carry no meaning here, so they go without a trace. Every other escape sequence is shown, not obeyed.
 _COLOUR = re.compile("\x1b\\[[0-9;:]*m")
@@ -54,6 +54,8 @@ def cut(text: str, limit: int) -> str:
 
 def width(text: str) -> int:
     """How many columns ``text`` takes: two for wide East Asian characters, none for combining ones."""
+    if text.isascii():
+        return len(text)
     return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
 
 
@@ -80,3 +82,10 @@ def duration(seconds: float) -> str:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest} s"
+
+
+def money(usd: float) -> str:
+    """``$1,200.00``, ``$12.35``; below ten cents ``$0.0042``, and ``<$0.0001`` for less than that: never 0 for something."""
+    if 0 < usd < 0.0001:
+        return "<$0.0001"
+    return f"${usd:,.2f}" if usd >= 0.1 or usd == 0 else f"${usd:.4f}"

@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from uuid import UUID
 
 from rath.display.svg import short_id, summary
-from rath.display.text import fit
+from rath.display.text import duration, fit
 from rath.session.graph.kind import LineageKind
 from rath.session.graph.lineage import LineageNode
 
-__all__ = ["lineage_tree"]
+__all__ = ["STATUS_OF_MARK", "lineage_tree"]
 
 _MARKS = {"completed": "✓", "failed": "✗", "cancelled": "–", "running": "▸", "pending": "○", "unknown": "?"}
+STATUS_OF_MARK = {mark: status for status, mark in _MARKS.items()}
 _INSTRUCTED = frozenset({LineageKind.OP_SESSION_LOOP, LineageKind.OP_SESSION_COMPRESS})
 _LABEL_COLUMNS = 40
 
@@ -73,10 +74,20 @@ class _Tree:
         return next((parent for parent in node.parents if parent in self._nodes), None)
 
     def _line(self, node: LineageNode) -> str:
-        text = f"{_MARKS.get(node.status, '?')} {short_id(node.id)} {self._label(node)}  {summary(node)}"
+        text = f"{_MARKS.get(node.status, '?')} {short_id(node.id)} {self._label(node)}  {_details(node)}"
         if len(node.parents) > 1 and node.kind not in _INSTRUCTED:
             text += f"  (joins {', '.join(short_id(parent) for parent in node.parents)})"
         return text
 
     def _label(self, node: LineageNode) -> str:
         return fit(node.label or node.operator or "session", _LABEL_COLUMNS)
+
+
+def _details(node: LineageNode) -> str:
+    """Status, rows, tokens; what it cost and how long it took, where that is known."""
+    parts = [summary(node)]
+    if node.cost_usd is not None:
+        parts.append(f"${node.cost_usd:,.4f}")
+    if node.duration_s is not None:
+        parts.append(duration(node.duration_s))
+    return " · ".join(parts)

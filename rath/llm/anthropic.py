@@ -19,7 +19,7 @@ The model's thinking is read (as reasoning) and not sent back, so extended think
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from hashlib import blake2b
 from typing import Any
 
@@ -30,7 +30,7 @@ from rath.errors import ProviderError, UsageValueError
 from rath.llm.bounds import bound_replies
 from rath.llm.failure import Vendor, reply_json, stream_error
 from rath.llm.reply_values import count, token_usage, words
-from rath.llm.tool_args import distinct_call_ids, parse_tool_arguments, tool_call_part
+from rath.llm.tool_args import distinct_call_ids, function_name, parse_tool_arguments, tool_call_part
 from rath.llm.transport import Access, HttpChatClient, SdkClients
 from rath.llm.types import (
     RathLLMAssistantMessage,
@@ -134,7 +134,8 @@ def build_anthropic_kwargs(req: RathLLMChatRequest, *, default_model: str | None
         raise UsageValueError("no model: set Provider(model=…), e.g. Provider(model='anthropic:claude-sonnet-4-5')")
     if req.n is not None and req.n > 1:
         raise UsageValueError(f"n={req.n}: Anthropic's models give one reply a request; make several requests")
-    system, messages = _conversation(req.messages)
+    known = frozenset(tool.name for tool in req.tools or ())
+    system, messages = _conversation(req.messages, known)
     arguments: dict[str, Any] = {
         "model": model,
         "max_tokens": req.max_tokens or req.max_completion_tokens or DEFAULT_MAX_TOKENS,
@@ -163,8 +164,9 @@ def build_anthropic_stream_kwargs(req: RathLLMChatRequest, *, default_model: str
     return {**build_anthropic_kwargs(req, default_model=default_model), "stream": True}
 
 
-def _conversation(messages: Iterable[RathLLMMessage]) -> tuple[str, list[dict[str, Any]]]:
+def _conversation(messages: Iterable[RathLLMMessage], known: Container[str]) -> tuple[str, list[dict[str, Any]]]:
     """The system prompt, and the messages in alternating roles."""
+    ids = _ToolIds()
     system: list[str] = []
     turns: list[tuple[str, _Blocks, _Blocks]] = []  # role, tool results, everything else
     for message in messages:
@@ -173,7 +175,7 @@ def _conversation(messages: Iterable[RathLLMMessage]) -> tuple[str, list[dict[st
                 system.append(message.content)
             continue
         role = "assistant" if message.role == "assistant" else "user"
-        results, others = _blocks(message)
+        results, others = _blocks(message, ids, known)
         if not results and not others:
             continue
         if not turns or turns[-1][0] != role:
@@ -183,9 +185,9 @@ def _conversation(messages: Iterable[RathLLMMessage]) -> tuple[str, list[dict[st
     return "\n\n".join(system), [_turn(role, results + others) for role, results, others in turns]
 
 
-def _blocks(message: RathLLMMessage) -> tuple[_Blocks, _Blocks]:
+def _blocks(message: RathLLMMessage, ids: _ToolIds, known: Container[str]) -> tuple[_Blocks, _Blocks]:
     if message.role == "tool":
-        result = {"type": "tool_result", "tool_use_id": _tool_id(message.tool_call_id or "")}
+        result = {"type": "tool_result", "tool_use_id": ids.of_result(message.tool_call_id or "")}
         if message.content:
             result["content"] = message.content
         return [result], []
@@ -197,8 +199,8 @@ def _blocks(message: RathLLMMessage) -> tuple[_Blocks, _Blocks]:
         blocks.append(
             {
                 "type": "tool_use",
-                "id": _tool_id(str(call.get("id") or "")),
-                "name": function.get("name") or "",
+                "id": ids.of_call(str(call.get("id") or "")),
+                "name": function_name(str(function.get("name") or ""), known),
                 "input": _input(function.get("arguments")),
             }
         )
@@ -218,10 +220,33 @@ def _input(arguments: str | None) -> dict[str, Any]:
     return {"invalid_arguments": arguments} if wrong or parsed is None else parsed
 
 
-def _tool_id(call_id: str) -> str:
-    """The id in the characters that Anthropic takes: a history may come from a model that uses others."""
-    if _ID.fullmatch(call_id):
-        return call_id
+class _ToolIds:
+    """Ids as Anthropic takes them, whatever models a history comes from: distinct in the whole of it, in certain characters.
+
+    Some servers count each reply's calls from 0. What an id becomes depends on what stands before it, so that the history of
+    the next request begins with the same bytes.
+    """
+
+    def __init__(self) -> None:
+        self._used: dict[str, int] = {}
+        self._now: dict[str, str] = {}
+
+    def of_call(self, call_id: str) -> str:
+        before = self._used.get(call_id, 0)
+        self._used[call_id] = before + 1
+        self._now[call_id] = wire = _hashed(f"{before}:{call_id}") if before else _fitting(call_id)
+        return wire
+
+    def of_result(self, call_id: str) -> str:
+        """That of the last call with this id."""
+        return self._now.get(call_id) or _fitting(call_id)
+
+
+def _fitting(call_id: str) -> str:
+    return call_id if _ID.fullmatch(call_id) else _hashed(call_id)
+
+
+def _hashed(call_id: str) -> str:
     return f"call_{blake2b(call_id.encode('utf-8', 'surrogatepass'), digest_size=12).hexdigest()}"
 
 
@@ -229,7 +254,7 @@ def _tools(req: RathLLMChatRequest) -> dict[str, Any]:
     if not req.tools:
         # Calls in the history need their tools declared, even where no more calls are wanted.
         names = dict.fromkeys(
-            str((call.get("function") or {}).get("name") or "")
+            function_name(str((call.get("function") or {}).get("name") or ""), ())
             for message in req.messages
             for call in message.tool_calls or ()
         )

@@ -94,7 +94,7 @@ def stream_error(body: object, vendor: Vendor, *, status: int | None = None) -> 
         status = int(code)
     retryable = code in _RETRYABLE_CODES if status is None else _is_retryable(status)
     return ProviderError(
-        f"{vendor.label} reported an error: {redact_text(message or _text(body)[:200])}",
+        f"{vendor.label} reported an error: {message or redact_text(_text(body))[:200]}",
         status=status,
         code=code,
         retryable=retryable,
@@ -111,8 +111,8 @@ def _code_and_message(body: object) -> tuple[str | None, str]:
     if isinstance(detail, Mapping):
         code = detail.get("code") or detail.get("type")
         message = detail.get("message") or detail.get("detail") or ""
-        return (None if code is None else redact_text(_text(code))[:CODE_CHARS]), _text(message)[:MESSAGE_CHARS]
-    return None, "" if detail is None else _text(detail)[:500]
+        return (None if code is None else redact_text(_text(code))[:CODE_CHARS]), redact_text(_text(message))[:MESSAGE_CHARS]
+    return None, "" if detail is None else redact_text(_text(detail))[:500]
 
 
 def _text(value: object) -> str:

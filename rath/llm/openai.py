@@ -6,7 +6,7 @@ Replies are read as plain JSON, because compatible servers are sloppy where the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import openai
@@ -16,7 +16,7 @@ from rath.errors import ProviderError, UsageValueError
 from rath.llm.bounds import bound_replies
 from rath.llm.failure import Vendor, reply_json, stream_error
 from rath.llm.reply_values import count, mapping, token_usage, words
-from rath.llm.tool_args import distinct_call_ids, tool_call_part
+from rath.llm.tool_args import distinct_call_ids, function_name, tool_call_part
 from rath.llm.transport import Access, HttpChatClient, SdkClients
 from rath.llm.types import (
     RathLLMAssistantMessage,
@@ -119,7 +119,7 @@ def to_create_kwargs(req: RathLLMChatRequest, *, default_model: str | None) -> d
         raise UsageValueError("no model: set Provider(model=…), e.g. Provider(model='openai:gpt-5.5')")
     arguments: dict[str, Any] = {
         "model": model,
-        "messages": [_wire_message(message) for message in req.messages],
+        "messages": _wire_messages(req),
     }
     for name in _OPTIONS:
         value = getattr(req, name)
@@ -131,27 +131,33 @@ def to_create_kwargs(req: RathLLMChatRequest, *, default_model: str | None) -> d
     return arguments
 
 
-def _wire_message(message: RathLLMMessage) -> dict[str, Any]:
+def _wire_messages(req: RathLLMChatRequest) -> list[dict[str, Any]]:
+    known = frozenset(tool.name for tool in req.tools or ())
+    return [_wire_message(message, known) for message in req.messages]
+
+
+def _wire_message(message: RathLLMMessage, known: Container[str]) -> dict[str, Any]:
     wire: dict[str, Any] = {"role": message.role, "content": message.content}
     if message.name is not None:
         wire["name"] = message.name
     if message.tool_call_id is not None:
         wire["tool_call_id"] = message.tool_call_id
     if message.tool_calls:
-        wire["tool_calls"] = [_wire_call(call) for call in message.tool_calls]
+        wire["tool_calls"] = [_wire_call(call, known) for call in message.tool_calls]
     elif message.content is None:
         # Only a message with calls may go without content.
         wire["content"] = ""
     return wire
 
 
-def _wire_call(call: Mapping[str, Any]) -> Mapping[str, Any]:
+def _wire_call(call: Mapping[str, Any], known: Container[str]) -> Mapping[str, Any]:
     function = call.get("function") or {}
-    arguments = function.get("arguments")
-    if arguments and type(call) is dict and type(function) is dict:
+    arguments, given = function.get("arguments"), function.get("name")
+    name = function_name(str(given or ""), known)
+    if arguments and name == given and type(call) is dict and type(function) is dict:
         return call
     # Servers that parse the history's arguments fail at an empty text.
-    return {**call, "function": {**function, "arguments": arguments or "{}"}}
+    return {**call, "function": {**function, "name": name, "arguments": arguments or "{}"}}
 
 
 def _wire_tool(tool: RathLLMFunctionTool) -> dict[str, Any]:

@@ -52,6 +52,7 @@ class StreamingChatClient(ChatClient, Protocol):
 
 
 ChatClientFactory: TypeAlias = "Callable[[Provider], ChatClient]"
+"""What makes the client of a provider."""
 
 
 def register_chat_client(kind: str, factory: ChatClientFactory) -> None:

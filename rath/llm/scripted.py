@@ -97,7 +97,7 @@ class ScriptedClient(ChatClientBase):
         by_turn: which reply a call gets. ``False``: the next one, whoever calls. ``True``: the one of the
             call's turn in its own run, so that each of many overlapping runs gets the whole script; a retried
             call gets its reply again.
-        record: keep the requests in :attr:`requests`: ``True`` for the last 1,000, or how many; none unless
+        record: keep the requests in ``requests``: ``True`` for the last 1,000, or how many; none unless
             asked for, because a request that is kept keeps its session's rows.
         provider: the configuration that :attr:`provider` shows; made from ``model`` if not given.
         model: the name that responses carry.

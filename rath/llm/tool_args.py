@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import re
+from collections.abc import Container, Iterable
 from typing import Any
 
 import msgspec
@@ -11,9 +12,11 @@ import msgspec
 from rath.core.ids import new_id
 from rath.llm.types import RathLLMToolCallFunction, RathLLMToolCallPart
 
-__all__ = ["distinct_call_ids", "parse_tool_arguments", "tool_call_part"]
+__all__ = ["distinct_call_ids", "function_name", "parse_tool_arguments", "tool_call_part"]
 
 _decode = msgspec.json.Decoder().decode
+_NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
+_NOT_IN_NAME = re.compile(r"[^a-zA-Z0-9_-]")
 
 
 def parse_tool_arguments(arg_str: str | None) -> tuple[dict[str, Any] | None, bool]:
@@ -49,3 +52,14 @@ def distinct_call_ids(ids: Iterable[str | None]) -> list[str]:
     for call_id in ids:
         distinct.append(call_id if call_id and call_id not in distinct else f"call_{new_id().hex}")
     return distinct
+
+
+def function_name(name: str, known: Container[str]) -> str:
+    """The name of a call in a history as providers take it. A name of the request's own tools stays as it is.
+
+    Models call what was never offered (``functions.read``, a whole command), and a name may have been redacted. Providers
+    refuse the history for it, at every request from then on.
+    """
+    if name in known or _NAME.fullmatch(name):
+        return name
+    return _NOT_IN_NAME.sub("_", name)[:64] or "_"

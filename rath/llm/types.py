@@ -23,7 +23,9 @@ __all__ = [
 ]
 
 RathLLMRole = Literal["system", "user", "assistant", "tool", "developer"]
+"""Who speaks in a message."""
 RathLLMFinishReason = Literal["stop", "length", "tool_calls", "content_filter", "function_call"]
+"""Why a reply ended."""
 
 
 @dataclass(frozen=True, slots=True)

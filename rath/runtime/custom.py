@@ -28,6 +28,7 @@ def drive_custom(
     inputs: tuple[Session, ...],
     function: Callable[..., Any],
     arguments: tuple[tuple[Any, ...], Mapping[str, Any]],
+    record: LineageRecord | None = None,
 ) -> tuple[Cell[Outcome], RunView]:
     """Call ``function`` once every input is resolved; the handle resolves to the session it returns."""
 
@@ -44,22 +45,26 @@ def drive_custom(
         await made
         table = made.chunk_table
         table.digest_within(EAGER_DIGEST_ROWS)
-        return Outcome(table, _usage_inside(made, inputs))
+        return Outcome(table, _book_inside(job.record, made, inputs))
 
-    return submit(Job(node, session_id, inputs, body, None))
+    return submit(Job(node, session_id, inputs, body, None, record))
 
 
-def _usage_inside(made: Session, inputs: tuple[Session, ...]) -> RathLLMTokenUsage | None:
-    """The tokens of the runs between ``inputs`` and ``made``: nothing but the operator's node has them in the graph.
+def _book_inside(own: LineageRecord, made: Session, inputs: tuple[Session, ...]) -> RathLLMTokenUsage | None:
+    """Book the tokens of the runs between ``inputs`` and ``made``: the operator's node has them in the graph.
 
     Each run counts once. Merges and forks own no tokens.
     """
     seen = {record.id for record in _with_ancestors([source._record for source in inputs], set())}
-    usage: RathLLMTokenUsage | None = None
-    for record in _with_ancestors([made._record], seen):
-        if record.kind in _OWNS_TOKENS:
-            usage = add_usage(usage, record.usage)
-    return usage
+    runs = [record for record in _with_ancestors([made._record], seen) if record.kind in _OWNS_TOKENS]
+    own.covers = tuple(record.id for record in runs)
+    # An operator among them has booked those that were inside it.
+    inside = {covered for record in runs for covered in record.covers}
+    for record in runs:
+        if record.id not in inside:
+            own.usage = add_usage(own.usage, record.usage)
+            own.bill = own.bill.joined(record.bill)
+    return own.usage
 
 
 def _with_ancestors(records: list[LineageRecord], known: set[UUID]) -> Iterator[LineageRecord]:

@@ -7,27 +7,22 @@ need: a row is in the log when it is in the table, a tool's intent before the to
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import inspect
 import logging
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Mapping
-from enum import Enum
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 from rath.core import events
 from rath.core.cell import Cell
+from rath.core.kept import run_log
 from rath.core.ports import Engine, Tool
 from rath.errors import (
     PersistenceError,
-    PolicyStop,
     RathError,
     RunCancelled,
-    SandboxError,
-    ToolError,
 )
 from rath.llm.provider import request_options
 from rath.llm.tool_args import parse_tool_arguments
@@ -38,11 +33,12 @@ from rath.llm.types import (
     RathLLMToolCallPart,
     add_usage,
 )
+from rath.runtime.calling import ToolCalls
 from rath.runtime.completion import Completer
 from rath.runtime.dispatch import run_round
 from rath.runtime.job import Job, submit
 from rath.runtime.pipeline import run_through
-from rath.runtime.results import encode_result, exception_payload, failure_payload
+from rath.runtime.results import failure_payload
 from rath.runtime.sync import Sync
 from rath.runtime.turn import (
     Action,
@@ -76,8 +72,6 @@ from rath.session.session import Session, share_lease, snapshot_session
 __all__ = ["Run", "drive_compress", "drive_loop", "start_run"]
 
 _log = logging.getLogger("rath.session.loop")
-# What a tool raises goes back to the model, but these end the run: no retry by the model can mend them.
-_FATAL = (SandboxError, PersistenceError, PolicyStop, RunCancelled)
 
 
 def drive_loop(request: RunRequest) -> tuple[Cell[Outcome], RunView]:
@@ -93,7 +87,10 @@ def drive_compress(request: RunRequest) -> tuple[Cell[Outcome], RunView]:
 def start_run(request: RunRequest, kind: type[BaseRun]) -> tuple[Cell[Outcome], RunView]:
     """Start a run of this kind as soon as its inputs are resolved."""
     body = partial(run_through, request=request, make_run=kind)
-    return submit(Job(request.node, request.session_id, (request.user, request.agent), body, request.timeout_s))
+    inputs = (request.user, request.agent)
+    if request.record.model is None:  # else a log says which one its run asked first
+        request.record.model = request.provider.model
+    return submit(Job(request.node, request.session_id, inputs, body, request.timeout_s, request.record))
 
 
 class BaseRun(ABC):
@@ -201,8 +198,10 @@ class Run(BaseRun):
         """Drive the machine to its end. The rows so far are in the job's view at every moment, fit for any provider."""
         self._state, actions = self._begun()
         self._turn_began = time.monotonic()
-        self._how: dict[str, _How] = {}
+        self._calls = ToolCalls(self.request, self._job, self.snapshot)
         self._todo = deque(actions)
+        if self._job.log is not None:
+            run_log.set(self._job.log.path)
         own_task = asyncio.current_task()
         assert own_task is not None
         try:
@@ -360,9 +359,9 @@ class Run(BaseRun):
             if self._sync is not None:
                 await self._sync()
             began = time.monotonic()
-            body, ok = await self._result_of(tool, arguments)
+            body, ok, spills = await self._calls.result_of(tool, arguments)
             elapsed_s = time.monotonic() - began
-            self.emit(events.ToolFinished, turn, index, call.id, name, ok, body, row_index, elapsed_s)
+            self.emit(events.ToolFinished, turn, index, call.id, name, ok, body, row_index, elapsed_s, spills)
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if task is not None and task.cancelling():
@@ -373,48 +372,6 @@ class Run(BaseRun):
             return error
         self._feed(Ended(index, body))
         return None
-
-    async def _result_of(self, tool: Tool, arguments: dict[str, Any]) -> tuple[str, bool]:
-        try:
-            return encode_result(await self._invoke(tool, arguments))
-        except _FATAL:
-            raise
-        except Exception as error:
-            _log.info("tool %s raised; the model is told", tool.name, exc_info=error)
-            if isinstance(error, ToolError):
-                body = exception_payload(error)
-            else:
-                body = failure_payload("tool_execution_exception", _describe(error), type(error).__name__)
-            _drop_tracebacks(error)
-            return body, False
-
-    async def _invoke(self, tool: Tool, arguments: Mapping[str, Any]) -> Any:
-        executor = self.request.executor
-        if executor is not None:
-            return await self._call_user(executor.dispatch_tool, self.snapshot(), tool, arguments)
-        how = self._how.get(tool.name)
-        if how is None:
-            how = self._how[tool.name] = _how_to_call(tool)
-        if how is _How.SANDBOX:
-            return await self._in_sandbox(_sandbox_request(tool, arguments))
-        session = self.snapshot() if getattr(tool, "takes_session", True) else None
-        if how is _How.AWAIT:
-            return await tool(session, arguments)
-        result = await self._engine.call(tool, session, arguments)
-        return await result if inspect.isawaitable(result) else result
-
-    async def _call_user(self, function: Callable[..., Any], *args: Any) -> Any:
-        if inspect.iscoroutinefunction(function):
-            return await function(*args)
-        result = await self._engine.call(function, *args)
-        return await result if inspect.isawaitable(result) else result
-
-    async def _in_sandbox(self, call: Any) -> Any:
-        lease = self._job.lease
-        if lease is None:
-            raise SandboxError('the session has no sandbox for its tools: place it first, session = session.to("local")')
-        lease.check()
-        return await lease.dispatch(call)
 
 
 class CompressRun(BaseRun):
@@ -438,42 +395,8 @@ class CompressRun(BaseRun):
         return self.outcome()
 
 
-class _How(Enum):
-    """How a tool is called: found out once a run."""
-
-    SANDBOX = "its request is awaited"
-    AWAIT = "on the loop"
-    THREAD = "in a tool thread"
-
-
-def _how_to_call(tool: Tool) -> _How:
-    call = type(tool).__call__
-    if getattr(call, "runs_sandbox_request", False):
-        return _How.SANDBOX
-    return _How.AWAIT if inspect.iscoroutinefunction(call) else _How.THREAD
-
-
-def _sandbox_request(tool: Any, arguments: Mapping[str, Any]) -> Any:
-    try:
-        return tool.request(arguments)
-    except ToolError:
-        raise
-    except (TypeError, ValueError) as error:
-        raise ToolError(str(error), kind="invalid_tool_arguments") from error
-
-
 def _messages(head: ChunkTable, transcript: ChunkTable, extra: tuple[RathLLMMessage, ...]) -> tuple[RathLLMMessage, ...]:
     return (*chunk_table_to_messages(head), *chunk_table_to_messages(transcript), *extra)
-
-
-def _drop_tracebacks(error: BaseException | None) -> None:
-    """The frames of an error hold the snapshot that its tool got, and so the sandbox, until the next full collection."""
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        with contextlib.suppress(Exception):  # frozen exceptions refuse
-            error.__traceback__ = None
-        error = error.__cause__ or error.__context__
 
 
 def _describe(error: BaseException) -> str:

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import contextvars
 import logging
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 from uuid import UUID
@@ -22,6 +23,7 @@ from rath.core.node import PACKAGE, Node
 from rath.core.redact import redact_text
 from rath.errors import RunCancelled, TurnTimeoutError
 from rath.runtime.engine import LocalEngine
+from rath.session.graph.record import LineageRecord
 from rath.session.outcome import Outcome, RunView, inherit
 from rath.session.session import Session, share_lease
 
@@ -36,6 +38,7 @@ class Job:
     """One run. The engine holds it until the cell is resolved; it holds the input sessions until then."""
 
     __slots__ = (
+        "_began_s",
         "_body",
         "_context",
         "_inputs",
@@ -47,6 +50,7 @@ class Job:
         "lease",
         "log",
         "node",
+        "record",
         "session_id",
         "timeout_s",
         "view",
@@ -59,9 +63,12 @@ class Job:
         inputs: tuple[Session, ...],
         body: Callable[[Job], Awaitable[Outcome]],
         timeout_s: float | None,
+        record: LineageRecord | None = None,
     ) -> None:
         self.node = node
         self.session_id = session_id
+        self.record = LineageRecord(session_id) if record is None else record
+        self._began_s: float | None = None
         self.timeout_s = timeout_s
         self.engine: LocalEngine = ports.engine()  # type: ignore[assignment]
         self.log: Any = None
@@ -116,6 +123,8 @@ class Job:
         self._task = asyncio.current_task()
         if not cell.start():
             return
+        self.record.begin()
+        self._began_s = time.monotonic()
         self.view.stream.emit(events.RunStarted, self.node.op)
         body = self._body
         assert body is not None
@@ -125,6 +134,7 @@ class Job:
         except BaseException as error:
             self._failed(error)
         else:
+            self.measured()
             truncated = bool(outcome.extras) and bool(dict(outcome.extras).get("loop.truncated"))
             self._finish(events.RunFinished, len(outcome.table), outcome.usage, truncated)
             cell.complete(outcome)
@@ -145,7 +155,15 @@ class Job:
                 timeout_s=timeout_s,
             ) from None
 
+    def measured(self) -> dict[str, Any]:
+        """How long the run took, once it has all its rows, which goes into its lineage record for good; and what it cost."""
+        record = self.record
+        if record.duration_s is None and self._began_s is not None:
+            record.duration_s = round(time.monotonic() - self._began_s, 6)
+        return {"duration_s": record.duration_s, **record.bill.as_json()}
+
     def _failed(self, error: BaseException) -> None:
+        self.measured()
         if self.log is not None:
             self.log.abandon()
         if isinstance(error, asyncio.CancelledError) and (self.cancelling or self._was_cancelled()):

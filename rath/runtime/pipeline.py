@@ -49,46 +49,44 @@ async def run_through(job: Job, request: RunRequest, make_run: MakeRun) -> Outco
     if request.persist:
         open_log = _open_log if request.resume is None else _reopen_log
         job.log = await _opened(asyncio.ensure_future(job.engine.call(open_log, job, request, seed)))
+        request.record.log, request.record.verdict = str(job.log.path), "open"
         if job.log.so_far is not None:
             view.base = seed = job.log.so_far.table
+            request.record.usage, request.record.bill = job.log.so_far.usage, job.log.so_far.bill
     if request.middleware:
         outcome = await _through_middleware(job, request, make_run, seed)
     else:
         sync = None if job.log is None else LogSync(job.engine.syncs, job.log)
-        outcome = await make_run(request, job, seed, view.rows, _emitter(job), sync).run()
+        outcome = await make_run(request, job, seed, view.rows, _emitter(job, request.provider.model), sync).run()
     if job.log is not None:
         log, extras = job.log, (*request.record.extras, *outcome.extras)
         close = partial(
             log.close,
+            table=outcome.table,
             usage=outcome.usage,
             lineage_extras=extras,
-            outcome={"status": "completed", "truncated": _is_truncated(outcome)},
+            outcome={"status": "completed", "truncated": _is_truncated(outcome), **job.measured()},
         )
         await _closed(asyncio.ensure_future(job.engine.call(close)))
+        request.record.verdict = "complete"
     return outcome
 
 
 def _open_log(job: Job, request: RunRequest, seed: ChunkTable) -> Any:
     scan_environment()  # a key may have been set since the last look
-    log = ports.load("log", "jsonl")(
+    return ports.load("log", "jsonl")(
         snapshot_session(request.record, Outcome(seed), job.lease),
         path=request.persist_path,
         provider=request.provider,
         sandbox_handle_id=request.sandbox_handle_id,
-        seed_rows=len(seed),
+        durability=request.durability,
+        seed=seed,
     )
-    try:
-        for index, row in enumerate(seed.rows):
-            log.append_row(index, row)
-    except BaseException:
-        log.abandon()
-        raise
-    return log
 
 
 def _reopen_log(_job: Job, request: RunRequest, _seed: ChunkTable) -> Any:
     scan_environment()
-    return ports.load("log", "reopen")(request.resume)
+    return ports.load("log", "reopen")(request.resume, model=request.provider.model)
 
 
 async def _opened(opening: asyncio.Future[Any]) -> Any:
@@ -111,13 +109,16 @@ async def _closed(closing: asyncio.Future[None]) -> None:
     closing.result()
 
 
-def _emitter(job: Job) -> Callable[..., None]:
-    emit, log = job.view.stream.emit, job.log
-    if log is None:
-        return emit  # type: ignore[return-value]
+def _emitter(job: Job, asked: str | None) -> Callable[..., None]:
+    emit, log, record = job.view.stream.emit, job.log, job.record
 
     def emit_and_log(kind: type[Any], *fields: Any) -> None:
-        log.on_event(emit(kind, *fields))
+        event = emit(kind, *fields)
+        if kind is events.UsageReported:
+            usage, model = fields
+            record.book(usage, model, asked)
+        if log is not None:
+            log.on_event(event)
 
     return emit_and_log
 
@@ -194,7 +195,8 @@ def _base_runner(fold: _Fold, make_run: MakeRun) -> Runner:
                 yield event
             for event in mailbox.drain():
                 yield event
-            fold.under_way.remove((mailbox, task))
+            if (mailbox, task) in fold.under_way:  # else another runner, started since, has ended it
+                fold.under_way.remove((mailbox, task))
             outcome = task.result()
         finally:
             await fold.end_runs()
@@ -217,8 +219,9 @@ async def _next_or_end(mailbox: Mailbox, task: asyncio.Task[Outcome]) -> Event |
 class _Fold:
     """What comes out of the outermost middleware: rows, usage, log and stream are folded from it."""
 
-    def __init__(self, job: Job, seed: ChunkTable) -> None:
+    def __init__(self, job: Job, request: RunRequest, seed: ChunkTable) -> None:
         self.job = job
+        self._asked = request.provider.model
         self._seed = seed
         so_far = None if job.log is None else job.log.so_far
         self._usage: RathLLMTokenUsage | None = None if so_far is None else so_far.usage
@@ -248,6 +251,7 @@ class _Fold:
             fields["index"] = len(self._seed) + len(rows) - 1
         elif isinstance(event, events.UsageReported):
             self._usage = add_usage(self._usage, event.usage)
+            self.job.record.book(event.usage, event.model, self._asked)
         elif isinstance(event, events.ToolFinished):
             fields["row_index"] = self._row_of(event)
         own = [value for name, value in fields.items() if name not in _COMMON_FIELDS]
@@ -290,7 +294,7 @@ def _last_reply(rows: Sequence[ChunkRow]) -> int | None:
 
 
 async def _through_middleware(job: Job, request: RunRequest, make_run: MakeRun, seed: ChunkTable) -> Outcome:
-    fold = _Fold(job, seed)
+    fold = _Fold(job, request, seed)
     runner = _base_runner(fold, make_run)
     for middleware in reversed(request.middleware):
         runner = middleware(runner)

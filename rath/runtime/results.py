@@ -1,31 +1,46 @@
 """Results of tools as JSON text for the model.
 
-Texts that are too long for a model are cut, never the JSON around them, which is therefore always valid. What
-cannot be JSON is shown by its ``repr``, without addresses in memory: the same run gives the same text again.
+Texts that are too long for a model are cut, never the JSON around them, which is therefore always valid. A text that was
+cut is *kept* whole, redacted, under its SHA-256: the result names it (``whole``), and the model reads on with the tool
+``result_read``. What cannot be JSON is shown by its ``repr``, without addresses in memory: the same run gives the same text
+again.
 """
 
 from __future__ import annotations
 
-import json
-import math
 import re
-import traceback
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from types import NoneType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from rath.backend.types import (
     CodeResult,
     CommandResult,
     FileContent,
     FileEntries,
+    FileEntry,
     FileWriteResult,
     ToolExecutionFailure,
 )
 from rath.errors import ToolError
+from rath.runtime.cutting import Whole, cut, cut_and_whole
+from rath.runtime.dumping import ADDRESS, dump_any, dumps, is_small
 from rath.utils.decoding import decode_subprocess_output
 
-__all__ = ["Encoded", "cut", "encode_result", "exception_payload", "failure_payload", "is_failure"]
+__all__ = [
+    "Begun",
+    "Encoded",
+    "Keep",
+    "Later",
+    "LongResult",
+    "begin_error",
+    "begin_result",
+    "encode_result",
+    "failure_payload",
+    "is_failure",
+]
 
 MAX_CHARACTERS = 48_000
 MAX_FILE_CHARACTERS = 12_000
@@ -34,19 +49,23 @@ MAX_ENTRIES = 500
 
 _FAILURE_START = '{"ok":false,"error_kind":'
 _SURROGATE = re.compile("[\ud800-\udfff]")
-# "<function f at 0x7f52c0>": what stands behind "at" is another number in every process.
-_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+(?=[>,])")
+
+_TEXT = (str, bytes, bytearray)
+
+Keep: TypeAlias = Callable[[str, bytes], None]
+"""Keeps a whole text: its SHA-256 in hex, and its bytes."""
 
 
 class Encoded(NamedTuple):
-    """A result for the model, and whether the tool did its work."""
+    """A result for the model, whether the tool did its work, and what was cut: digest and bytes of each whole text."""
 
     body: str
     ok: bool
+    spills: tuple[tuple[str, int], ...] = ()
 
 
-def encode_result(raw: Any) -> Encoded:
-    """What a tool returned, as JSON text. Never raises an ``Exception``, whatever ``raw`` is.
+def encode_result(raw: Any, keep: Keep | None = None) -> Encoded:
+    """What a tool returned, as JSON text. Never raises an ``Exception`` of its own, whatever ``raw`` is.
 
     ============================  ============================================================
     ``bool``                      ``{"ok": raw}``
@@ -61,8 +80,18 @@ def encode_result(raw: Any) -> Encoded:
     ============================  ============================================================
 
     Texts are at most 48,000 characters each; a longer result of the last two kinds is
-    ``{"truncated": true, "text", "characters"}``.
+    ``{"truncated": true, "text", "characters"}``. Where something was cut, ``whole`` has the digest of the whole text: of
+    each field that was cut, by its name; of a result of the last two kinds, just the digest.
+
+    Args:
+        keep: gets each whole text; what it raises goes through.
     """
+    begun = begin_result(raw)
+    return begun if isinstance(begun, Encoded) else begun.encode(keep)
+
+
+def begin_result(raw: Any) -> Begun:
+    """:func:`encode_result` for a loop that must not stall: what may be long is left to be encoded in a thread."""
     if raw is True:
         return _TRUE
     if raw is False:
@@ -72,12 +101,24 @@ def encode_result(raw: Any) -> Encoded:
         return encode(raw)
     except Exception:
         # Among others: a backend of somebody else filled the fields with other types than it promised.
-        return Encoded(_shown(raw), True)
+        return _shown(raw)
+
+
+def begin_error(error: Exception) -> Begun:
+    """The result of a tool call that raised ``error``: a ``ToolError`` with the kind it names."""
+    name = type(error).__name__
+    try:
+        message = str(error)
+        if isinstance(error, ToolError):
+            return _failure(str(error.kind), message or name, None if error.detail is None else str(error.detail))
+    except Exception:  # a broken __str__ is the tool's fault, not the run's
+        message = ""
+    return _failure("tool_execution_exception", f"{name}: {message}" if message else name, name)
 
 
 def failure_payload(kind: str, message: str, detail: str | None = None) -> str:
     """The JSON text of a failed tool call. ``message`` and ``detail`` are cut at 4,000 characters."""
-    body = _dumps(
+    body = dumps(
         {
             "ok": False,
             "error_kind": kind,
@@ -88,50 +129,101 @@ def failure_payload(kind: str, message: str, detail: str | None = None) -> str:
     return _decodable(body)
 
 
-def exception_payload(error: BaseException) -> str:
-    """The JSON text of a tool call that raised ``error``: a ``ToolError`` with the kind it names."""
-    message = _text_of(error, str) or type(error).__name__
-    if isinstance(error, ToolError):
-        return failure_payload(str(error.kind), message, None if error.detail is None else str(error.detail))
-    try:
-        detail = "".join(traceback.format_exception_only(error)).strip()
-    except Exception:
-        detail = type(error).__name__
-    return failure_payload("tool_execution_exception", message, detail)
-
-
 def is_failure(body: str) -> bool:
     """Whether ``body`` is a failure that rath encoded."""
     return body.startswith(_FAILURE_START)
 
 
-def cut(text: str, limit: int) -> str:
-    """``text``, or at most ``limit`` characters of it: its head, how much is missing, and its tail."""
-    if len(text) <= limit:
-        return text
-    # The number of characters left out depends on the marker's own length, and that on the number's digits.
-    room = max(0, limit - len(_marker(len(text))))
-    head = room - room // 2
-    tail = room // 2
-    return text[:head] + _marker(len(text) - head - tail) + text[len(text) - tail :]
+# -- what is cut and kept whole ------------------------------------------------------------------------------------------
 
 
-def _marker(missing: int) -> str:
-    return f"…[{missing:,} characters left out]…"
+@dataclass(frozen=True, slots=True)
+class LongResult:
+    """A result that may have to be cut, and its whole texts to be kept: some 10 ms a megabyte.
+
+    Attributes:
+        fields: the result's.
+        texts: which of them are text (or bytes that are) of at most ``limit`` characters.
+        only: whether the text is all there is: then ``whole`` is just its digest, and ``characters`` are counted.
+        left_out: a whole text for a field that shows less of it already.
+    """
+
+    fields: dict[str, Any]
+    texts: tuple[str, ...]
+    limit: int
+    ok: bool = True
+    only: bool = False
+    left_out: Callable[[], tuple[str, str]] | None = None
+
+    def encode(self, keep: Keep | None = None) -> Encoded:
+        """The result as :func:`encode_result` has it. Thread-safe; raises what ``keep`` does, and nothing else."""
+        fields = dict(self.fields)
+        wholes: dict[str, Whole] = {}
+        for name in self.texts:
+            text = _as_text(fields[name])
+            if text is not None and len(text) > self.limit:
+                text, wholes[name] = cut_and_whole(text, self.limit)
+                if self.only:
+                    fields["characters"] = wholes[name].characters
+            fields[name] = text
+        if self.left_out is not None:
+            name, text = self.left_out()
+            wholes[name] = Whole.of(text)
+        if wholes:
+            digests = {name: whole.digest for name, whole in wholes.items()}
+            fields["whole"] = next(iter(digests.values())) if self.only else digests
+        try:
+            body = dumps(fields)
+        except Exception:  # fields of other types than promised
+            return Encoded(_decodable(dumps({"repr": cut(_text_of(fields, repr), MAX_CHARACTERS)})), self.ok)
+        for whole in wholes.values():
+            if keep is not None:
+                keep(whole.digest, whole.data)
+        return Encoded(_decodable(body), self.ok, tuple((whole.digest, len(whole.data)) for whole in wholes.values()))
 
 
-# -- one function a kind -------------------------------------------------------------------------------------
+@dataclass(frozen=True, slots=True)
+class Later:
+    """A result of which nothing is known yet but that to look at it may take long."""
+
+    begin: Callable[[], Begun]
+
+    def encode(self, keep: Keep | None = None) -> Encoded:
+        """As :meth:`LongResult.encode`."""
+        begun = self.begin()
+        return begun if isinstance(begun, Encoded) else begun.encode(keep)
 
 
-def _output(data: bytes | str) -> str:
-    return cut(data if isinstance(data, str) else decode_subprocess_output(data), MAX_CHARACTERS)
+Begun: TypeAlias = Encoded | LongResult | Later
 
 
-def _command(raw: CommandResult) -> Encoded:
+def _as_text(value: Any) -> str | None:
+    if value is None or isinstance(value, str):
+        return value
+    return decode_subprocess_output(value)  # raises for what is no bytes
+
+
+# -- one function a kind -------------------------------------------------------------------------------------------------
+
+
+def _texts(fields: dict[str, Any], names: tuple[str, ...], limit: int, ok: bool = True) -> Begun:
+    """A result with these texts in it; a long one is left for later."""
+    for name in names:
+        value = fields[name]
+        if value is None:
+            continue
+        if len(value) > limit and isinstance(value, _TEXT):  # bytes: at least as many as characters
+            return LongResult(fields, names, limit, ok)
+        if type(value) is not str:
+            fields[name] = _as_text(value)
+    return Encoded(_decodable(dumps(fields)), ok)
+
+
+def _command(raw: CommandResult) -> Begun:
     fields: dict[str, Any] = {
         "exit_code": raw.exit_code,
-        "stdout": _output(raw.stdout),
-        "stderr": _output(raw.stderr),
+        "stdout": raw.stdout,
+        "stderr": raw.stderr,
         "elapsed_ms": raw.elapsed_ms,
     }
     if raw.timed_out:
@@ -140,106 +232,92 @@ def _command(raw: CommandResult) -> Encoded:
         fields["out_of_memory"] = True
     if raw.truncated:
         fields |= {"truncated": True, "stdout_bytes": raw.stdout_bytes, "stderr_bytes": raw.stderr_bytes}
-    return Encoded(_decodable(_dumps(fields)), True)
+    return _texts(fields, ("stdout", "stderr"), MAX_CHARACTERS)
 
 
-def _file(raw: FileContent) -> Encoded:
-    text = raw.data if isinstance(raw.data, str) else decode_subprocess_output(raw.data)
-    return Encoded(_decodable(_dumps({"data": cut(text, MAX_FILE_CHARACTERS)})), True)
+def _file(raw: FileContent) -> Begun:
+    return _texts({"data": raw.data}, ("data",), MAX_FILE_CHARACTERS)
 
 
-def _entries(raw: FileEntries) -> Encoded:
-    shown = raw.entries[:MAX_ENTRIES]
-    fields: dict[str, Any] = {
-        "entries": [{"name": entry.name, "path": entry.path, "is_dir": entry.is_dir} for entry in shown]
-    }
-    if len(raw.entries) > MAX_ENTRIES:
-        fields["left_out"] = len(raw.entries) - MAX_ENTRIES
-    return Encoded(_decodable(_dumps(fields)), True)
+def _entries(raw: FileEntries) -> Begun:
+    entries = raw.entries
+    fields: dict[str, Any] = {"entries": [_entry(entry) for entry in entries[:MAX_ENTRIES]]}
+    if len(entries) <= MAX_ENTRIES:
+        return Encoded(_decodable(dumps(fields)), True)
+    fields["left_out"] = len(entries) - MAX_ENTRIES
+
+    def all_of_them() -> tuple[str, str]:
+        return "entries", "".join(dumps(_entry(entry)) + "\n" for entry in entries)
+
+    return LongResult(fields, (), 0, left_out=all_of_them)
+
+
+def _entry(entry: FileEntry) -> dict[str, Any]:
+    return {"name": entry.name, "path": entry.path, "is_dir": entry.is_dir}
 
 
 def _written(raw: FileWriteResult) -> Encoded:
-    return Encoded(_dumps({"bytes_written": raw.bytes_written}), True)
+    return Encoded(dumps({"bytes_written": raw.bytes_written}), True)
 
 
-def _code(raw: CodeResult) -> Encoded:
-    fields: dict[str, Any] = {
-        "text": None if raw.text is None else _output(raw.text),
-        "stdout": _output(raw.stdout),
-        "stderr": _output(raw.stderr),
-        "error": None if raw.error is None else _output(raw.error),
-    }
+def _code(raw: CodeResult) -> Begun:
+    fields: dict[str, Any] = {"text": raw.text, "stdout": raw.stdout, "stderr": raw.stderr, "error": raw.error}
     if raw.figures:
         fields["figures"] = len(raw.figures)
     if raw.restarted:
         fields["state_lost"] = True
-    return Encoded(_decodable(_dumps(fields)), True)
+    return _texts(fields, ("text", "stdout", "stderr", "error"), MAX_CHARACTERS)
 
 
-def _failed(raw: ToolExecutionFailure) -> Encoded:
-    detail = None if raw.detail is None else str(raw.detail)
-    return Encoded(failure_payload(str(raw.kind), str(raw.message or raw.kind), detail), False)
+def _failed(raw: ToolExecutionFailure) -> Begun:
+    return _failure(str(raw.kind), str(raw.message or raw.kind), None if raw.detail is None else str(raw.detail))
+
+
+def _failure(kind: str, message: str, detail: str | None) -> Begun:
+    if len(message) + len(detail or "") > MAX_CHARACTERS:
+        return Later(partial(_described, kind, message, detail))
+    return _described(kind, message, detail)
+
+
+def _described(kind: str, message: str, detail: str | None) -> Begun:
+    message, detail = ADDRESS.sub("", message), None if detail is None else ADDRESS.sub("", detail)
+    fields = {"ok": False, "error_kind": kind, "message": message, "detail": detail}
+    return _texts(fields, ("message", "detail"), MAX_DETAIL_CHARACTERS, ok=False)
 
 
 # -- anything else -------------------------------------------------------------------------------------------
 
 
-def _any(raw: Any) -> Encoded:
+def _any(raw: Any) -> Begun:
+    return _dumped(raw, small=True) if is_small(raw) else Later(partial(_dumped_or_shown, raw))
+
+
+def _dumped(raw: Any, *, small: bool) -> Begun:
+    text = dump_any(raw, small=small)
+    return Encoded(_decodable(text), True) if len(text) <= MAX_CHARACTERS else _truncated(text)
+
+
+def _dumped_or_shown(raw: Any) -> Begun:
     try:
-        text = _dumps(raw)
-    except ValueError:
-        # NaN and infinities, which JSON has not, are one reason; if they are not the reason it raises again.
-        text = _dumps(_finite(raw, 0))
-    return Encoded(_decodable(text) if len(text) <= MAX_CHARACTERS else _truncated(text), True)
+        return _dumped(raw, small=False)
+    except Exception:
+        return _shown(raw)
 
 
-def _string(raw: str) -> Encoded:
+def _string(raw: str) -> Begun:
     text = str.__str__(raw)  # of a str-valued Enum too: its value, as JSON has it inside other results
     # Cut before it is quoted: an escape must not be halved, and the count is that of the text itself.
-    return Encoded(_decodable(_dumps(text)) if len(text) <= MAX_CHARACTERS else _truncated(text), True)
+    return Encoded(_decodable(dumps(text)), True) if len(text) <= MAX_CHARACTERS else _truncated(text)
 
 
-def _truncated(text: str) -> str:
-    return _decodable(_dumps({"truncated": True, "text": cut(text, MAX_CHARACTERS), "characters": len(text)}))
+def _truncated(text: str) -> LongResult:
+    return LongResult({"truncated": True, "text": text, "characters": 0}, ("text",), MAX_CHARACTERS, only=True)
 
 
-def _shown(raw: Any) -> str:
+def _shown(raw: Any) -> Begun:
     kind = type(raw)
-    text = _text_of(raw, repr) or f"<{kind.__qualname__}>"
-    return _decodable(
-        _dumps(
-            {
-                "repr": cut(_ADDRESS.sub("", text), MAX_CHARACTERS),
-                "type": f"{kind.__module__}.{kind.__qualname__}",
-            }
-        )
-    )
-
-
-def _default(value: Any) -> Any:
-    """What JSON has not: a pydantic model as its own JSON, anything else as ``str`` says it."""
-    if not isinstance(value, type) and hasattr(value, "model_dump"):
-        return value.model_dump(mode="json")
-    return _ADDRESS.sub("", str(value))
-
-
-def _finite(value: Any, depth: int) -> Any:
-    """``value`` with words for the floats that JSON has not. Raises ``ValueError`` if it is circular."""
-    if depth > 200:
-        raise ValueError("too deep")
-    if isinstance(value, float):
-        return value if math.isfinite(value) else {"inf": "Infinity", "-inf": "-Infinity"}.get(str(value), "NaN")
-    if isinstance(value, dict):
-        return {(str(key) if isinstance(key, float) else key): _finite(item, depth + 1) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item, depth + 1) for item in value]
-    if not isinstance(value, type) and hasattr(value, "model_dump"):
-        return _finite(value.model_dump(mode="json"), depth + 1)
-    return value
-
-
-# Made once: ``json.dumps`` makes an encoder a call, which is most of its time for a small result.
-_dumps = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=_default).encode
+    text = ADDRESS.sub("", _text_of(raw, repr) or f"<{kind.__qualname__}>")
+    return _texts({"repr": text, "type": f"{kind.__module__}.{kind.__qualname__}"}, ("repr",), MAX_CHARACTERS)
 
 
 def _decodable(body: str) -> str:
@@ -254,7 +332,7 @@ def _decodable(body: str) -> str:
 
 
 def _brief(text: str) -> str:
-    return cut(_ADDRESS.sub("", text), MAX_DETAIL_CHARACTERS)
+    return cut(ADDRESS.sub("", text), MAX_DETAIL_CHARACTERS)
 
 
 def _text_of(value: object, how: Callable[[object], str]) -> str:
@@ -266,7 +344,8 @@ def _text_of(value: object, how: Callable[[object], str]) -> str:
 
 _TRUE = Encoded('{"ok":true}', True)
 _FALSE = Encoded('{"ok":false}', True)
-_DOCUMENTED: Mapping[type, Callable[[Any], Encoded]] = {
+_Encoder: TypeAlias = Callable[[Any], "Begun"]
+_DOCUMENTED: Mapping[type, _Encoder] = {
     CommandResult: _command,
     FileContent: _file,
     FileEntries: _entries,
@@ -275,8 +354,8 @@ _DOCUMENTED: Mapping[type, Callable[[Any], Encoded]] = {
     ToolExecutionFailure: _failed,
     str: _string,
 }
-_ENCODERS: Mapping[type, Callable[[Any], Encoded]] = {**_DOCUMENTED, dict: _any, list: _any, NoneType: _any}
+_ENCODERS: Mapping[type, _Encoder] = {**_DOCUMENTED, dict: _any, list: _any, NoneType: _any}
 
 
-def _encoder_of_base(raw: Any) -> Callable[[Any], Encoded]:
+def _encoder_of_base(raw: Any) -> _Encoder:
     return next((encode for base, encode in _DOCUMENTED.items() if isinstance(raw, base)), _any)

@@ -9,6 +9,7 @@ each of which takes one log after the other while the kernel writes for all of t
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import threading
 from collections import deque
@@ -34,11 +35,16 @@ class SyncPool:
         self._waiting: deque[_Waiting] = deque()
         self._workers = 0
         self._tasks: set[asyncio.Task[None]] = set()
+        self._busy: set[asyncio.Future[None]] = set()
+        self._leaving: dict[asyncio.Future[None], asyncio.Future[None]] = {}
         self._done: deque[tuple[asyncio.Future[None], BaseException | None]] = deque()
         self._waking = False
 
     async def sync(self, log: RunLog) -> None:
         """Wait until what was appended to ``log`` is as durable as it promises.
+
+        Cancelled while the disk is at work on it, this ends when the disk does: the next thing that happens to the log of a
+        cancelled run is that the loop's thread closes it, and then every run would wait for that disk.
 
         Raises:
             PersistenceError: it could not be written; the same one at every later call.
@@ -54,7 +60,21 @@ class SyncPool:
             task = loop.create_task(self._engine.call(self._work, loop), context=contextvars.Context())
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
-        await future
+        try:
+            await future
+        except asyncio.CancelledError:
+            await self._let_go(future)
+            raise
+
+    async def _let_go(self, future: asyncio.Future[None]) -> None:
+        """Wait until no worker is busy for ``future``, which is cancelled."""
+        with self._lock:
+            if future not in self._busy:
+                return
+        left = self._leaving[future] = asyncio.get_running_loop().create_future()
+        while not left.done():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.shield(left)
 
     def _work(self, loop: asyncio.AbstractEventLoop) -> None:
         while True:
@@ -63,12 +83,14 @@ class SyncPool:
                     self._workers -= 1
                     return
                 log, future = self._waiting.popleft()
+                if future.cancelled():
+                    continue
+                self._busy.add(future)
             error: BaseException | None = None
-            if not future.cancelled():
-                try:
-                    log.sync()  # of two who wait for the same log, the second finds nothing left to do
-                except BaseException as raised:
-                    error = raised
+            try:
+                log.sync()  # of two who wait for the same log, the second finds nothing left to do
+            except BaseException as raised:
+                error = raised
             self._deliver(loop, future, error)
             del log, future, error
 
@@ -87,7 +109,11 @@ class SyncPool:
         with self._lock:
             self._waking = False
             done, self._done = self._done, deque()
+            self._busy.difference_update(future for future, _ in done)
         for future, error in done:
+            left = self._leaving.pop(future, None)
+            if left is not None:
+                left.set_result(None)
             if future.done():
                 continue
             if error is None:

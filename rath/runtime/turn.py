@@ -211,11 +211,14 @@ def _with_ids(calls: tuple[RathLLMToolCallPart, ...], turn: int) -> tuple[RathLL
     """Calls with distinct, non-empty ids: providers match results to calls by them, and some models send none."""
     if len(calls) == 1 and calls[0].id:
         return calls
+    given = {call.id for call in calls}
     seen: set[str] = set()
     named = []
     for index, call in enumerate(calls):
         if not call.id or call.id in seen:
             made = f"call_{turn}_{index}"
+            while made in given:
+                made += "_"
             call = RathLLMToolCallPart(made, call.type or "function", call.function)
         seen.add(call.id)
         named.append(call)

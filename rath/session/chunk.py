@@ -14,10 +14,12 @@ from enum import Enum
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, cast, overload
 
+from rath.core import ports
 from rath.core.encoding import decode_json, encode_json
 from rath.core.redact import redact_bytes
 from rath.errors import UsageTypeError, UsageValueError
 from rath.llm.types import RathLLMMessage, RathLLMToolCallPart
+from rath.session.logplace import LogPlace
 
 __all__ = [
     "INTERRUPTED_BODY",
@@ -45,6 +47,9 @@ class ChunkKind(str, Enum):
     USER = "user"
     ASSISTANT = "assistant"
     TOOL_RESULT = "tool_result"
+
+    # As the text that it equals. Enum's own is a function in Python, and whoever reads a log needs three a row.
+    __hash__ = str.__hash__
 
 
 _PREFIX = {kind: b'{"kind":"' + kind.value.encode() + b'","payload":' for kind in ChunkKind}
@@ -160,12 +165,13 @@ class ChunkTable:
     :meth:`extend` costs O(new rows), whatever the length; ``digest`` costs O(1) once the parent's is known.
     """
 
-    __slots__ = ("_digest", "_length", "_parent", "_tail", "rows")
+    __slots__ = ("_digest", "_length", "_logged", "_parent", "_tail", "rows")
 
     rows: tuple[ChunkRow, ...]
     if TYPE_CHECKING:  # slots that are no fields
         _digest: bytes | None
         _length: int
+        _logged: LogPlace | None
         _parent: ChunkTable | None
         _tail: tuple[ChunkRow, ...] | list[ChunkRow] | ChunkTable
 
@@ -179,6 +185,7 @@ class ChunkTable:
         _set(self, "_tail", rows)
         _set(self, "_length", len(rows))
         _set(self, "_digest", None)
+        _set(self, "_logged", None)
 
     def extend(self, *additional: ChunkRow) -> ChunkTable:
         """A table of these rows, then ``additional``. O(number of new rows)."""
@@ -228,6 +235,16 @@ class ChunkTable:
     def __repr__(self) -> str:
         return f"ChunkTable(rows={self.rows!r})"
 
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
+        """What Jupyter shows: the rows as far as a cell can hold them, as text and HTML."""
+        bundle: dict[str, Any] = ports.load("display", "chunk_table_bundle")(self, include, exclude)
+        return bundle
+
+    def _repr_html_(self) -> str:
+        """The rows as HTML."""
+        html: str = ports.load("display", "chunk_table_html")(self)
+        return html
+
     def __reduce__(self) -> tuple[Any, ...]:
         return ChunkTable, (self.rows,)
 
@@ -252,6 +269,22 @@ class ChunkTable:
         """The digest if it has been computed, else ``None``. Hashes nothing."""
         return self._digest
 
+    @property
+    def logged(self) -> LogPlace | None:
+        """Which of the first rows stand in a log, and where; ``None`` if none are known to. No part of equality."""
+        return self._logged
+
+    def note_logged(self, place: LogPlace) -> None:
+        """Let a log that is made of this table, or of one that continues it, refer to ``place``."""
+        _set(self, "_logged", place)
+
+    def ancestry(self) -> Iterator[ChunkTable]:
+        """This table and those that it still knows it continues, newest first."""
+        node: ChunkTable | None = self
+        while node is not None:
+            yield node
+            node = node._parent
+
     def digest_within(self, rows: int) -> bytes | None:
         """The digest, if no more than ``rows`` rows have to be hashed for it; else ``None``."""
         node: ChunkTable | None = self
@@ -267,6 +300,7 @@ def _node(parent: ChunkTable, tail: tuple[ChunkRow, ...] | list[ChunkRow] | Chun
     _set(made, "_tail", tail)
     _set(made, "_length", parent._length + added)
     _set(made, "_digest", None)
+    _set(made, "_logged", parent._logged)
     return made
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from rath.core.node import Node, call_site
+from rath.core.ports import Durability
 from rath.llm.provider import Provider
 from rath.session.graph.kind import LineageKind
-from rath.session.loop import OnEventCb, SessionLoopExecutor, check_arguments, check_streaming, submit
+from rath.session.loop import OnEventCb, SessionLoopExecutor, check_arguments, check_streaming, log_options, submit
 from rath.session.request import RunRequest
 from rath.session.session import Session, new_record
 
@@ -29,7 +30,7 @@ def run_session_compress(
     compress_instruction: str | None = None,
     register_sessions: bool = True,
     on_event: OnEventCb | None = None,
-    persist: bool = False,
+    persist: bool | Durability = False,
     persist_path: Path | str | None = None,
     sandbox_handle_id: str | None = None,
     lazy: bool = True,
@@ -66,10 +67,9 @@ def run_session_compress(
             executor=executor,
             on_event=on_event,
             instruction=(compress_instruction or "").strip() or DEFAULT_INSTRUCTION,
-            persist=persist or persist_path is not None,
-            persist_path=None if persist_path is None else Path(persist_path),
             sandbox_handle_id=sandbox_handle_id,
             timeout_s=timeout_s,
+            **log_options(persist, persist_path),
         ),
         "session_compress",
         lazy=lazy,

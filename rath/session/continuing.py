@@ -83,9 +83,14 @@ def continue_session_loop(
     if spec is not None and backend is None:
         raise UsageValueError("spec says how to open a sandbox of a backend: name it, backend=...")
     seen = ports.load("log", "peek")(path_or_id)
+
+    def placed(session: Session) -> Session:
+        out: Session = seen.place(session) if backend is None else session.to(backend, spec=spec)
+        return out
+
     if seen.ended:
         return run_session_loop(
-            _placed(seen, backend, spec, _rows_later(seen)),
+            placed(_rows_later(seen)),
             agent,
             agent_provider=agent_provider,
             tools=tools,
@@ -102,30 +107,25 @@ def continue_session_loop(
         raise UsageValueError(f"{seen.path} is the log of a compression, which has nothing to go on with: run it again")
     client = check_streaming(agent_provider, executor, on_event)
     table, schemas = tools_of(tools, executor)
-    # Says who the session is and where it is placed. Its rows come when the log is open.
-    user = _placed(seen, backend, spec, Session(ChunkTable(), id=header.id))
-    return submit_as(
-        seen.producers(),
-        RunRequest(
-            node=Node("continue_session_loop", (header.id, agent.id), call_site()),
-            record=_record(header),
-            user=user,
-            agent=agent,
-            provider=agent_provider,
-            tools=table,
-            schemas=schemas,
-            client=client,
-            executor=executor,
-            on_event=on_event,
-            max_tool_rounds=max_tool_rounds,
-            persist=True,
-            resume=seen.path,
-            timeout_s=timeout_s,
-            middleware=tuple(middleware),
-        ),
-        "session_continue",
-        lazy=lazy,
+    request = RunRequest(
+        node=Node("continue_session_loop", (header.id, agent.id), call_site()),
+        record=_record(header, seen.path, "open"),
+        # Says who the session is and where it is placed. Its rows come when the log is open.
+        user=placed(Session(ChunkTable(), id=header.id)),
+        agent=agent,
+        provider=agent_provider,
+        tools=table,
+        schemas=schemas,
+        client=client,
+        executor=executor,
+        on_event=on_event,
+        max_tool_rounds=max_tool_rounds,
+        persist=True,
+        resume=seen.path,
+        timeout_s=timeout_s,
+        middleware=tuple(middleware),
     )
+    return submit_as(seen.producers(), request, "session_continue", lazy=lazy)
 
 
 def _agent(given: Session | str | None) -> Session:
@@ -138,14 +138,18 @@ def _agent(given: Session | str | None) -> Session:
     return given
 
 
-def _placed(seen: Any, backend: str | None, spec: BackendSandboxSpec | str | None, session: Session) -> Session:
-    placed: Session = seen.place(session) if backend is None else session.to(backend, spec=spec)
-    return placed
-
-
-def _record(header: Any) -> LineageRecord:
+def _record(header: Any, path: Path, verdict: str) -> LineageRecord:
+    model = (header.provider or {}).get("model")
     return LineageRecord(
-        header.id, header.parent_session_ids, header.lineage_operator, header.lineage_kind, header.lineage_extras
+        header.id,
+        header.parent_session_ids,
+        header.lineage_operator,
+        header.lineage_kind,
+        header.lineage_extras,
+        model=model if isinstance(model, str) else None,
+        created_at=header.created_at.timestamp(),
+        log=str(path),
+        verdict=verdict,
     )
 
 
@@ -154,4 +158,4 @@ def _rows_later(seen: Any) -> Session:
     resume = ports.load("log", "resume")
     node = Node("resume_session", (), call_site())
     cell, view = ports.load("run", "custom")(node, seen.header.id, (), resume, ((seen.path,), {}))
-    return make_session(_record(seen.header), cell, None, seen.producers(), view)
+    return make_session(_record(seen.header, seen.path, "complete"), cell, None, seen.producers(), view)

@@ -59,7 +59,7 @@ def operator(function: Callable[..., Any] | None = None, /, *, name: str | None 
         record = new_record(op_name, LineageKind.OP_CUSTOM, inputs)
         node = Node(op_name, tuple(s.id for s in inputs), call_site())
         lease = share_lease(inputs[0]._lease)
-        cell, view = ports.load("run", "custom")(node, record.id, inputs, work, (args, kwargs))
+        cell, view = ports.load("run", "custom")(node, record.id, inputs, work, (args, kwargs), record)
         out = journaled(make_session(record, cell, lease, None, view))
         session_registry().register(out)
         return out

@@ -7,11 +7,11 @@ import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypedDict, get_args, runtime_checkable
 
 from rath.core import ports
 from rath.core.node import Node, call_site
-from rath.core.ports import Middleware, Tool
+from rath.core.ports import Durability, Middleware, Tool
 from rath.errors import UsageTypeError, UsageValueError
 from rath.llm.fold import DeltaFold
 from rath.llm.provider import Provider
@@ -127,6 +127,12 @@ def check_streaming(provider: Provider, executor: object | None, on_event: OnEve
     return client
 
 
+class _LogOptions(TypedDict):
+    persist: bool
+    durability: Durability
+    persist_path: Path | None
+
+
 def run_session_loop(
     user_session: Session,
     agent_session: Session,
@@ -136,7 +142,7 @@ def run_session_loop(
     executor: SessionLoopExecutor | None = None,
     max_tool_rounds: int = 64,
     on_event: OnEventCb | None = None,
-    persist: bool = False,
+    persist: bool | Durability = False,
     persist_path: Path | str | None = None,
     sandbox_handle_id: str | None = None,
     lazy: bool = True,
@@ -155,7 +161,9 @@ def run_session_loop(
         tools: beside the built-in ones.
         executor: completes and dispatches instead of the provider's client.
         on_event: gets every streamed fragment, in order; raising from it fails the run.
-        persist: write ``.openrath/sessions/<id>.jsonl`` as the run goes.
+        persist: write ``.openrath/sessions/<id>.jsonl`` as the run goes. ``True`` is ``"turn"``: safe from SIGKILL at any
+            moment, and from a power cut up to the last tool call or turn. ``"record"``: from a power cut at any moment, for
+            a wait for the disk at each record. ``"process"``: never waits for the disk.
         persist_path: write the log there instead.
         sandbox_handle_id: a name for the sandbox, kept in the log's header.
         lazy: ``False`` waits before returning; the error raised then carries ``session_id`` and ``partial``.
@@ -185,15 +193,30 @@ def run_session_loop(
             executor=executor,
             on_event=on_event,
             max_tool_rounds=max_tool_rounds,
-            persist=persist or persist_path is not None,
-            persist_path=None if persist_path is None else Path(persist_path),
             sandbox_handle_id=sandbox_handle_id,
             timeout_s=timeout_s,
+            **log_options(persist, persist_path),
             middleware=tuple(middleware),
         ),
         "session_loop",
         lazy=lazy,
     )
+
+
+def log_options(persist: bool | Durability, persist_path: Path | str | None) -> _LogOptions:
+    """Whether, where and how durably a run is logged.
+
+    Raises:
+        UsageValueError: there is no such level.
+    """
+    levels = get_args(Durability)
+    if isinstance(persist, str) and persist not in levels:
+        raise UsageValueError(f"persist is True, False, or one of {', '.join(map(repr, levels))}; got {persist!r:.60}")
+    return {
+        "persist": bool(persist) or persist_path is not None,
+        "durability": persist if isinstance(persist, str) else "turn",
+        "persist_path": None if persist_path is None else Path(persist_path),
+    }
 
 
 def check_loop(max_tool_rounds: object, middleware: object) -> None:

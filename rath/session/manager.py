@@ -43,7 +43,9 @@ class SessionRegistry:
 
     def alive(self) -> tuple[Session, ...]:
         """Every registered session that is alive."""
-        return tuple(self._by_id.values())
+        # In one step: other threads register sessions meanwhile.
+        references = self._by_id.valuerefs()
+        return tuple(session for reference in references if (session := reference()) is not None)
 
 
 _registry = SessionRegistry()

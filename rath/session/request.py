@@ -9,7 +9,8 @@ from typing import Any
 from uuid import UUID
 
 from rath.core.node import Node
-from rath.core.ports import Middleware, Tool
+from rath.core.ports import Durability, Middleware, Tool
+from rath.llm.pricing import Bill
 from rath.llm.provider import Provider
 from rath.llm.types import RathLLMFunctionTool, RathLLMStreamDelta, RathLLMTokenUsage, RathLLMToolCallPart
 from rath.session.chunk import ChunkRow, ChunkTable
@@ -29,7 +30,7 @@ class LoggedSoFar:
         table: the rows that are in it, up to the last one that has its own record.
         calls: those calls of the last reply that have no row yet, in order.
         results: their results, as far as the log has them.
-        usage: the tokens so far.
+        usage, bill: the tokens so far, and what they cost.
         turns: how many replies the run has had.
         answered: whether the last of them ended the run.
     """
@@ -38,6 +39,7 @@ class LoggedSoFar:
     calls: tuple[RathLLMToolCallPart, ...]
     results: tuple[ChunkRow | None, ...]
     usage: RathLLMTokenUsage | None
+    bill: Bill
     turns: int
     answered: bool
 
@@ -53,7 +55,7 @@ class RunRequest:
         schemas: what the model is told of them.
         client: the model, when there is no executor.
         executor: completes and dispatches in the client's stead.
-        persist: whether to write a log; ``persist_path`` says where if not in ``.openrath/sessions``.
+        persist: whether to write a log, at ``durability``; ``persist_path`` says where if not in ``.openrath/sessions``.
         resume: the log to go on with, instead.
         timeout_s: for the whole run, in seconds.
     """
@@ -71,6 +73,7 @@ class RunRequest:
     max_tool_rounds: int = 64
     instruction: str | None = None
     persist: bool = False
+    durability: Durability = "turn"
     persist_path: Path | None = None
     resume: Path | None = None
     sandbox_handle_id: str | None = None

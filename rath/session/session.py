@@ -11,6 +11,8 @@ from collections.abc import Callable, Generator
 from typing import Any
 from uuid import UUID
 
+import msgspec
+
 from rath.backend.branching import WorkspaceSnapshot
 from rath.backend.lease import Lease, Placement
 from rath.backend.types import BackendSandbox, BackendSandboxSpec
@@ -353,13 +355,14 @@ class Session(Placed):
         lineage_extras: tuple[tuple[str, Any], ...],
     ) -> Session:
         """This session, same id, rows and sandbox, with another lineage."""
-        record = LineageRecord(
-            self.id,
-            tuple(parent_session_ids),
-            lineage_operator,
-            lineage_kind,
-            tuple(lineage_extras),
-            tuple(parent for parent in self._record.parents if parent.id in parent_session_ids),
+        record = msgspec.structs.replace(
+            self._record,
+            parent_ids=tuple(parent_session_ids),
+            operator=lineage_operator,
+            kind=lineage_kind,
+            extras=tuple(lineage_extras),
+            parents=tuple(parent for parent in self._record.parents if parent.id in parent_session_ids),
+            status="pending",  # until the cell says otherwise, which may be now
         )
         return make_session(record, self._cell, share_lease(self._lease), self.lineage, self._run)
 
@@ -458,11 +461,15 @@ def new_record(
     id: UUID | None = None,
 ) -> LineageRecord:
     """The record of a session made from ``inputs``; without lineage where stamping is switched off."""
+    # Where an input is placed when it is used is where the graph says that it was: its first use counts.
+    for session in inputs:
+        if session._lease is not None and session._record.sandbox is None:
+            session._record.sandbox = session._lease.placement.backend
+    placed = inputs[0].sandbox_backend if inputs else None
     if not session_graph_mode():
-        return LineageRecord(id or new_id())
-    return LineageRecord(
-        id or new_id(), tuple(s.id for s in inputs), operator, kind, extras, tuple(s._record for s in inputs)
-    )
+        return LineageRecord(id or new_id(), sandbox=placed)
+    parents = tuple(s._record for s in inputs)
+    return LineageRecord(id or new_id(), tuple(s.id for s in inputs), operator, kind, extras, parents, sandbox=placed)
 
 
 def _derived(
@@ -478,5 +485,7 @@ def _derived(
     if lease is None and inputs:
         lease = share_lease(inputs[0]._lease)
     record = new_record(operator, kind, inputs if parents is None else parents, extras)
+    record.sandbox = None if lease is None else lease.placement.backend
+    record.derived = True
     cell = derived_cell(record.id, operator, tuple(s._cell for s in inputs), combine)
     return journaled(make_session(record, cell, lease))

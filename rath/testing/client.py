@@ -180,11 +180,12 @@ class ModelClientConformance:
         assert self.run(leave_then_ask()) == "next"
 
     def test_a_cancelled_completion_ends_at_once(self) -> None:
-        client = self.client(Reply(text="late", latency_s=2.0), Reply(text="next"))
+        client = self.client(Reply(text="first"), Reply(text="late", latency_s=3.0), Reply(text="next"))
 
         async def cancel_then_ask() -> str | None:
+            await _whole(client, False)  # the first request takes longer: an SDK is loaded, a connection made
             task = asyncio.ensure_future(_all(client, False))
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0.4)
             task.cancel()
             began = time.monotonic()
             await asyncio.wait([task])

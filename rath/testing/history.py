@@ -7,8 +7,9 @@ calls have distinct ids, a name and arguments that are text; each is answered by
 follow directly; no ``tool`` message answers anything else.
 
 Anthropic, messages (https://docs.anthropic.com/en/api/messages): ``user`` and ``assistant`` only, the first is ``user``'s;
-no empty message and no empty text; ``tool_use`` ids are distinct in the whole conversation and of ``[a-zA-Z0-9_-]``; the
-message after one with ``tool_use`` answers each exactly once, before it says anything else, and no other message answers.
+no empty message and no empty text; ``tool_use`` ids are distinct in the whole conversation and of ``[a-zA-Z0-9_-]``, names
+of 1 to 64 of these; the message after one with ``tool_use`` answers each exactly once, before it says anything else, and no
+other message answers.
 """
 
 from __future__ import annotations
@@ -141,6 +142,9 @@ def _anthropic(messages: Sequence[Mapping[str, Any]]) -> Iterator[str]:
             if call_id in seen:
                 yield f"message {place}: a second tool_use of id {call_id!r}"
             seen.add(call_id)
+        for name in (block.get("name") for block in blocks if block.get("type") == "tool_use"):
+            if not isinstance(name, str) or not _NAME.fullmatch(name):
+                yield f"message {place}: a tool_use of {name!r:.100}, which is no tool's name"
         if any(block.get("type") == "text" and not str(block.get("text") or "").strip() for block in blocks):
             yield f"message {place}: an empty text"
     if waiting:

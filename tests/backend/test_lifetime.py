@@ -152,6 +152,7 @@ def fail_once(memory: MemoryBackend) -> None:
     memory.open_failures = memory.restore_failures = 1
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps(*SHARING, most=25))
 def test_a_sandbox_stops_exactly_once_when_the_last_reference_goes(memory: MemoryBackend, steps: list[tuple[str, int]]) -> None:

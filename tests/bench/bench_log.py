@@ -1,4 +1,4 @@
-"""Append, load and list, beside what the machine allows: ``python -m tests.bench.bench_log``.
+"""Append, load, share and list, beside what the machine allows: ``python -m tests.bench.bench_log``.
 
 Figures are worth only as ratios to their neighbours in the same run.
 """
@@ -19,9 +19,9 @@ from uuid import UUID
 
 from rath.core.events import RowAppended, ToolFinished, ToolStarted, UsageReported
 from rath.llm.types import RathLLMTokenUsage, RathLLMToolCallFunction, RathLLMToolCallPart
-from rath.session.chunk import ChunkRow, assistant_turn_chunk, tool_feedback_chunk, user_text_chunk
+from rath.session.chunk import ChunkRow, ChunkTable, assistant_turn_chunk, tool_feedback_chunk, user_text_chunk
 from rath.session.persistence import SessionWriter, list_persisted_sessions, load_session, open_dir, verify
-from rath.session.persistence.runlog import open_run_log
+from rath.session.persistence.runlog import JsonlRunLog, open_run_log
 from rath.session.session import Session
 
 _ID = UUID(int=0)
@@ -48,8 +48,15 @@ def write_run(path: Path, n: int) -> int:
     log = open_run_log(Session.from_user_message("x"), path=path, durability="process")
     rows = rounds(n)
     log.append_row(0, rows[0])
+    write_rounds(log, rows, 1, len(rows))
+    log.close(usage=RathLLMTokenUsage(1200, 80, 1280), lineage_extras=(), outcome={"status": "completed"})
+    return path.stat().st_size
+
+
+def write_rounds(log: JsonlRunLog, rows: list[ChunkRow], begin: int, end: int) -> None:
+    """What a run records of the rounds in ``rows[begin:end]``."""
     usage = RathLLMTokenUsage(1200, 80, 1280)
-    for i in range(1, len(rows), 2):
+    for i in range(begin, end, 2):
         payload = rows[i + 1].payload
         name, call_id, body = payload["name"], payload["tool_call_id"], payload["content"]
         log.on_event(UsageReported(_ID, _ID, i, 0.0, usage, "model"))
@@ -57,8 +64,6 @@ def write_run(path: Path, n: int) -> int:
         log.on_event(ToolStarted(_ID, _ID, i, 0.0, i, 0, call_id, name, "{}", False))
         log.on_event(ToolFinished(_ID, _ID, i, 0.0, i, 0, call_id, name, True, body, i + 1, 0.1))
         log.on_event(RowAppended(_ID, _ID, i, 0.0, i + 1, rows[i + 1]))
-    log.close(usage=usage, lineage_extras=(), outcome={"status": "completed"})
-    return path.stat().st_size
 
 
 def write_rows(path: Path, rows: list[ChunkRow]) -> int:
@@ -116,6 +121,46 @@ def load_mb_s(path: Path) -> tuple[float, float, float]:
     return size / ours, size / plain, size / bare
 
 
+def write_chain(directory: Path, rows: list[ChunkRow], n: int) -> tuple[int, float]:
+    """Logs of ``n`` runs, each of which goes on with the one before by as many rows. Their bytes; seconds to open one."""
+    table, size, took = ChunkTable(), 0, []
+    part = len(rows) // n
+    for i in range(n):
+        start = time.perf_counter()
+        log = open_run_log(Session.from_user_message("x"), path=directory / f"{i}.jsonl", durability="process", seed=table)
+        took.append(time.perf_counter() - start)
+        log.abandon()
+        log.path.unlink()
+        session = Session.from_user_message("x")
+        log = open_run_log(session, path=directory / f"{session.id}.jsonl", durability="process", seed=table)
+        begins, table = len(table), table.extend(*rows[i * part : (i + 1) * part])
+        write_rounds(log, rows, begins, len(table))
+        log.close(usage=RathLLMTokenUsage(1200, 80, 1280), lineage_extras=(), outcome={"status": "completed"}, table=table)
+        size += log.path.stat().st_size
+    return size, statistics.median(took)
+
+
+def sharing_figures(directory: Path, n: int = 1000) -> tuple[float, float, float, float]:
+    """Of a chain of ``n`` runs of two rounds: bytes by those of the rows, ms to open a log with a prefix and one without,
+    MB/s of the rows to load the last.
+    """
+    directory.mkdir()
+    rows = rounds(2 * n)[1:]
+    size, with_prefix = write_chain(directory, rows, n)
+    unique = sum(len(row.encoded) for row in rows)
+    alone = []
+    for i in range(200):
+        start = time.perf_counter()
+        log = open_run_log(Session.from_user_message("x"), path=directory / f"alone{i}.jsonl", durability="process")
+        alone.append(time.perf_counter() - start)
+        log.abandon()
+        log.path.unlink()
+    last = max(directory.glob("*.jsonl"), key=lambda path: path.stat().st_mtime_ns)
+    took = best(lambda: load_session("", path=last), 3)
+    assert len(load_session("", path=last).chunk_table) == len(rows)
+    return size / unique, with_prefix * 1e3, statistics.median(alone) * 1e3, unique / 1e6 / took
+
+
 def list_seconds(home: Path, n: int = 10_000) -> float:
     """Seconds to list ``n`` logs of the usual size."""
     os.environ["OPENRATH_HOME"] = str(home)
@@ -155,6 +200,9 @@ def main() -> None:
                 f"load {what:4}, {size / 1e6:3.0f} MB, MB/s   rath {ours:6.0f}   json.loads {plain:13.0f}   "
                 f"hash alone {bare:6.0f}   verify {size / 1e6 / best(partial(verify, path)):6.0f}"
             )
+        ratio, with_prefix, alone, mb_s = sharing_figures(directory / "chain")
+        print(f"chain of 1,000 runs     bytes / rows' bytes {ratio:5.2f}   load the last, MB/s of rows {mb_s:5.0f}")
+        print(f"open a log, ms          with a prefix {with_prefix:6.3f}   without {alone:6.3f}")
         print(f"list 10,000 logs, s     rath {list_seconds(directory / 'home'):6.2f}")
         listed, mib, verified = collection_figures(directory / "home")
         print(f"open_dir of them, s     {listed:6.2f}   MiB {mib:6.1f}   verify_all, s {verified:6.2f}")

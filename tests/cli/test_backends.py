@@ -74,6 +74,7 @@ def test_a_directory_of_root_is_refused_with_the_remedy(tmp_path: Path) -> None:
     assert "chown" in ran.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["run", "demo"])
 def test_a_backend_that_does_not_work_is_an_error_before_anything_runs(command: str, tmp_path: Path) -> None:
     arguments = ["run", "Go", "--model", script(tmp_path)] if command == "run" else ["demo"]

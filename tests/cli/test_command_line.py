@@ -120,7 +120,7 @@ def _a_log(home: Path, text: str, *, session_id: str = "0" * 32, operator: str |
         "schema_version": 1,
         "id": dashed,
         "created_at": "2026-01-02T03:04:05+00:00",
-        "parent_session_ids": [],
+        "parentsession_ids": [],
         "lineage_operator": operator or "run_session_loop",
         "lineage_kind": "op_session_loop",
         "lineage_extras": [],
@@ -157,7 +157,7 @@ def test_sessions_are_listed_newest_first(tmp_path: Path, rath_here: RathHere) -
     assert ran.code == 0, ran.err
     lines = ran.out.splitlines()
     assert [line[:8] for line in lines] == ["id      ", new.stem[:8], old.stem[:8]]
-    assert lines[1].endswith("closed")
+    assert lines[1].endswith("complete")
     assert lines[2].endswith("open")
     listed = rath_here("sessions", "list", "--json").json
     assert [entry["id"] for entry in listed] == [new.stem, old.stem]
@@ -261,6 +261,7 @@ def test_the_doctor_finds_that_the_core_works_without_docker_or_keys(tmp_path: P
     assert not (tmp_path / ".openrath").exists()  # a doctor leaves nothing behind
 
 
+@pytest.mark.slow
 def test_the_doctor_opens_a_sandbox_by_bubblewrap_or_says_what_is_missing(tmp_path: Path) -> None:
     fake = tmp_path / "bin"
     fake.mkdir()

@@ -49,6 +49,7 @@ def unittest_in(directory: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_the_project_has_a_real_bug_and_the_fix_applies_to_it_and_mends_it(played: Played, tmp_path: Path) -> None:
     project = tmp_path / "project"
     shutil.copytree(played.told["project"], project)

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from rath.session.chunk import user_text_chunk
 from rath.session.persistence.reader import load_session
 from rath.session.persistence.writer import SessionWriter
 from rath.session.session import Session
@@ -197,6 +198,36 @@ def test_a_log_without_a_trailer_says_whether_somebody_writes_it(tmp_path: Path,
         writer.abandon()
     said = rath_here("sessions", "show", str(path)).out
     assert "the log has no trailer: its run failed, was cancelled, or its process died" in said
+
+
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGTERM, 143), *(pytest.param(*case, marks=pytest.mark.slow) for case in ((signal.SIGHUP, 129), (signal.SIGINT, 130)))],
+)
+def test_a_command_that_is_interrupted_says_so_and_exits_by_the_signal(tmp_path: Path, number: int, code: int) -> None:
+    path = tmp_path / "a.jsonl"
+    with SessionWriter(Session.from_user_message("go"), path=path) as writer:
+        writer.write_chunk(0, user_text_chunk("go"))
+        following = start_rath(tmp_path, "sessions", "tail", "-f", str(path))
+        assert following.stdout is not None
+        assert following.stdout.readline() == "[0] user\n"
+        following.send_signal(number)
+        assert following.communicate(timeout=20)[1] == "interrupted\n"
+        assert following.returncode == code
+        writer.abandon()
+
+
+def test_a_stream_that_is_closed_is_no_trouble(tmp_path: Path) -> None:
+    done = subprocess.run(
+        ["sh", "-c", 'exec "$@" >&-', "sh", *command(["sessions", "list"])],
+        cwd=tmp_path,
+        env=environment(tmp_path),
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=40,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.slow

@@ -161,6 +161,7 @@ def test_rounds_are_limited_and_it_says_so(tmp_path: Path, workspace: Path, rath
     assert "max_tool_rounds=3" in ran.err
 
 
+@pytest.mark.slow
 def test_branches_overlap_in_copies_and_leave_the_workspace_alone(tmp_path: Path, workspace: Path) -> None:
     model = write_script(
         tmp_path / "s.json",
@@ -196,6 +197,7 @@ def test_branches_are_shown_line_by_line_where_nothing_can_be_redrawn(tmp_path: 
     assert CONTROL.search(ran.out.replace("\n", "")) is None
 
 
+@pytest.mark.slow
 def test_a_terminal_gets_a_table_and_colours_and_no_color_takes_the_colours_away(
     tmp_path: Path, workspace: Path, model: str
 ) -> None:
@@ -316,6 +318,7 @@ def test_ctrl_c_while_branches_wait_for_the_model_gives_130(tmp_path: Path, work
         assert load_session(log.stem, path=log).verdict == "open"
 
 
+@pytest.mark.slow
 def test_a_real_server_is_asked_streams_and_sees_the_key(tmp_path: Path, workspace: Path) -> None:
     with WireServer(
         Answer("I look.", tool_calls=[("c1", "read_workspace_file", '{"path": "greeting.txt"}')]), Answer("All is well.")
@@ -335,6 +338,7 @@ def test_a_real_server_is_asked_streams_and_sees_the_key(tmp_path: Path, workspa
     assert "sk-test-0123456789" not in log.read_text() + ran.out + ran.err
 
 
+@pytest.mark.slow
 def test_a_server_that_refuses_the_key_is_one_clear_line(tmp_path: Path, workspace: Path) -> None:
     body = json.dumps({"error": {"message": "Incorrect API key provided", "code": "invalid_api_key"}}).encode()
     with WireServer(Raw(status=401, headers={"Content-Type": "application/json"}, body=body), repeat=True) as server:

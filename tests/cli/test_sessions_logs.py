@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
+import threading
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
-from rath.cli.app_sessions import _session_ids
+from rath.cli.app_sessions import session_ids
 from rath.session.chunk import user_text_chunk
 from rath.session.persistence import load_session, session_file, verify
 from rath.session.persistence.runlog import open_run_log
@@ -78,7 +81,7 @@ def test_verify_all_counts_and_names_what_is_not_complete(rath_here: Rath) -> No
     found = rath_here("sessions", "verify", "--all", "--json").json
     assert found["counts"] == {"complete": 25, "damaged": 1, "unreadable": 1}
     one = next(log for log in found["logs"] if log["verdict"] == "damaged")
-    assert (one["id"], one["line"], one["rows"], one["records_after"]) == (str(damaged.id), 6, 2, 6)
+    assert (one["id"], one["line"], one["rows"], one["records_after"]) == (str(damaged.id), 6, 2, 4)
 
 
 def test_verify_says_who_is_writing(rath_here: Rath) -> None:
@@ -99,7 +102,7 @@ def test_salvage_writes_a_whole_log_and_says_what_was_left_out(rath_here: Rath, 
     assert "salvaged 5 rows" in done.out
     assert verify(tmp_path / "out.jsonl").verdict == "complete"
     done = rath_here("sessions", "salvage", str(damaged.id), "two.jsonl")
-    assert "6 whole records among them" in done.out
+    assert "4 whole records among them" in done.out
     again = rath_here("sessions", "salvage", str(damaged.id), "two.jsonl")
     assert again.code == 1
     assert "already" in again.err
@@ -149,8 +152,53 @@ def test_du_sums_by_verdict_and_says_what_prune_would_free(rath_here: Rath) -> N
 
 def test_ids_are_completed_at_the_tab_key(rath_here: Rath) -> None:
     session = log_of()
-    assert _session_ids(str(session.id)[:5].upper()) == [str(session.id)]
-    assert _session_ids("zz") == []
+    assert session_ids(str(session.id)[:5].upper()) == [str(session.id)]
+    assert session_ids("zz") == []
+
+
+def test_only_ids_are_completed(rath_here: Rath) -> None:
+    log = session_file(log_of().id)
+    for name in ("$(reboot)", "\x1b]0;a\x07", "-rf", "my copy"):
+        shutil.copy(log, log.with_name(f"{name}.jsonl"))
+    assert session_ids("") == [log.stem]
+
+
+def test_an_id_means_its_log_in_whatever_case_and_form(rath_here: Rath) -> None:
+    log = session_file(log_of().id)
+    shutil.copy(log, f"{log}.__partial__")  # of an older version, which died between writing and renaming
+    assert rath_here("sessions", "verify", log.stem.upper()).code == 0
+    upper = log.with_name(log.stem.upper() + ".jsonl")
+    log.rename(upper)
+    Path(f"{log}.__partial__").unlink()
+    done = rath_here("sessions", "verify", log.stem[:8])
+    assert (done.code, upper.name in done.out) == (0, True)
+    assert rath_here("sessions", "verify", "-").code == 2
+
+
+def test_logs_that_are_deleted_meanwhile_are_not_verified(rath_here: Rath) -> None:
+    log = session_file(log_of().id)
+    logs = [log, *(shutil.copy(log, log.with_name(f"{uuid4()}.jsonl")) for _ in range(400))]
+
+    def delete() -> None:
+        for path in sorted(map(Path, logs), reverse=True)[:-1]:
+            time.sleep(0.0005)
+            path.unlink()
+
+    deleting = threading.Thread(target=delete)
+    deleting.start()
+    done = rath_here("sessions", "verify", "--all", "--json")
+    deleting.join()
+    assert (done.code, set(done.json["counts"])) == (0, {"complete"})
+
+
+def test_a_log_that_cannot_be_removed_is_exit_code_1_and_the_others_go(rath_here: Rath) -> None:
+    stuck, other = log_of(days=9), log_of(days=10)
+    session_file(stuck.id).with_suffix(".lock").write_text("mine")
+    done = rath_here("sessions", "prune", "--older-than", "1d", "--json")
+    assert (done.code, [log["id"] for log in done.json["removed"]]) == (1, [str(other.id)])
+    assert [log["id"] for log in done.json["failed"]] == [str(stuck.id)]
+    assert "is needed as the lock of" in done.json["failed"][0]["why"]
+    assert f"error: {session_file(stuck.id).with_suffix('.lock')} is needed" in done.err
 
 
 # -- tail ---------------------------------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from rath.core.events import RowAppended, ToolFinished
 from rath.errors import PersistenceError
 from rath.flow.tool import tool
 from rath.session import Session, continue_session_loop, run_session_loop
+from rath.session.chunk import ChunkTable
 from rath.session.persistence.resume import peek_log, reopen_run_log
 from rath.session.persistence.runlog import open_run_log
 from rath.testing import ScriptedClient
@@ -66,9 +67,9 @@ class Acknowledging:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._log, name)
 
-    def append_row(self, index: int, row: Any) -> None:
-        self._log.append_row(index, row)
-        self._say("row", index, row.encoded)
+    def say_rows(self, rows: tuple[Any, ...]) -> None:
+        for index, row in enumerate(rows):
+            self._say("row", index, row.encoded)
 
     def on_event(self, event: Any) -> None:
         self._log.on_event(event)
@@ -83,13 +84,21 @@ class Acknowledging:
 
 def child(home: Path, pipe: int) -> None:
     """Overlapping runs until somebody kills this process."""
-    ports.register("log", "jsonl", lambda s, **k: Acknowledging(open_run_log(s, durability="process", **k), pipe))
+
+    def opened(session: Any, *, seed: ChunkTable, **options: Any) -> Acknowledging:
+        log = Acknowledging(open_run_log(session, seed=seed, durability="process", **options), pipe)
+        log.say_rows(seed.rows)
+        return log
+
+    ports.register("log", "jsonl", opened)
     ports.register("log", "reopen", lambda path: Acknowledging(reopen_run_log(path, durability="process"), pipe))
     agent = Session.from_agent_prompt("x")
+    root = Session.from_user_message("a story that all runs begin with")
     while True:
         sessions = [continue_session_loop(p, agent_provider=model(), tools=TOOLS, agent_session="x") for p in left_over(home)]
         while len(sessions) < OVERLAPPING:
-            user = Session.from_user_message("go")
+            # Every other log has its first row in that of another run, which may be killed and gone on with too.
+            user = root.fork() if len(sessions) % 2 else Session.from_user_message("go")
             sessions.append(run_session_loop(user, agent, agent_provider=model(), tools=TOOLS, persist=True))
         for session in sessions:
             try:
@@ -99,15 +108,18 @@ def child(home: Path, pipe: int) -> None:
 
 
 def left_over(home: Path) -> list[Path]:
-    """Logs of killed runs; those that are complete are put away."""
+    """Logs of killed runs. Those that are complete are looked at once; they stay, others may have rows in them."""
     found = []
+    done = {path.name for path in (home / "done").iterdir()}
     for path in (home / "sessions").glob("*.jsonl"):
+        if path.name in done:
+            continue
         try:
             ended = peek_log(path).ended
         except PersistenceError:  # killed before the first line was whole
             continue
         if ended:
-            path.rename(home / "done" / path.name)
+            (home / "done" / path.name).touch()
         else:
             found.append(path)
     return random.sample(found, min(len(found), OVERLAPPING // 2))

@@ -17,7 +17,7 @@ from rath.core import ports
 from rath.core.events import Event, RowAppended
 from rath.flow.tool import tool
 from rath.session import Session, run_session_loop
-from rath.session.chunk import ChunkRow
+from rath.session.chunk import ChunkRow, ChunkTable
 from rath.session.persistence.runlog import JsonlRunLog, open_run_log
 from rath.testing import ScriptedClient
 from tests.persistence.samples import USAGE, appended, rows, run_until_results
@@ -59,9 +59,10 @@ def note(text: str) -> str:
     return text
 
 
-def opened(*args: Any, **options: Any) -> Reported:
-    log = Reported(open_run_log(*args, durability=sys.argv[3], **options)._log)  # type: ignore[arg-type]
-    log.rows = 0
+def opened(session: Any, *, seed: ChunkTable | None = None, **options: Any) -> Reported:
+    log = Reported(open_run_log(session, seed=seed, durability=sys.argv[3], **options)._log)  # type: ignore[arg-type]
+    log.rows = 0 if seed is None else len(seed)
+    say("row", log.rows)
     return log
 
 

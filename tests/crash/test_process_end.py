@@ -18,17 +18,19 @@ from rath.session.persistence.paths import lock_file
 ROOT = Path(__file__).parents[2]
 
 _RUN = """
-import os, signal, sys, time
+import os, signal, sys, threading, time
 from rath.flow.tool import tool
 from rath.session import Session, run_session_loop
 from rath.testing import ScriptedClient
 
 path, seconds, end = sys.argv[1], float(sys.argv[2]), sys.argv[3]
+running = threading.Semaphore(0)
 
 @tool
 def wait() -> str:
     "Wait."
     os.write(1, b"running\\n")
+    running.release()
     time.sleep(seconds)
     return "waited"
 
@@ -42,6 +44,8 @@ outs = [
     for n in range(3)
 ]
 if end == "exit":
+    for _ in outs:
+        running.acquire()
     sys.exit(0)
 for out in outs:
     out.synchronize()

@@ -102,10 +102,10 @@ def test_nothing_acknowledged_is_lost_and_every_run_can_be_finished() -> None:
             stack.callback(lane.process.kill)
         for lane in lanes:
             lane.wait()
-        unloadable, missing, refused, unfinished, begun = [], [], [], [], 0
+        unloadable, missing, refused, unfinished, begun, sharing = [], [], [], [], 0, 0
         for lane in lanes:
             open_logs = []
-            for path in sorted(lane.home.glob("*/*.jsonl")):
+            for path in sorted(lane.home.glob("sessions/*.jsonl")):
                 acknowledged = lane.rows[path.stem]
                 try:
                     session = resume_session(path)
@@ -118,12 +118,15 @@ def test_nothing_acknowledged_is_lost_and_every_run_can_be_finished() -> None:
                 if not acknowledged:
                     continue
                 begun += 1
+                loaded = load_session("", path=path)
+                sharing += loaded.header.prefix is not None
                 refused += [f"{path}: {fault}" for fault in history_faults(session)]
-                if path.parent.name == "sessions" and not load_session("", path=path).closed:
+                if not loaded.closed:
                     open_logs.append(path)
             for at in range(0, len(open_logs), 50):
                 unfinished += finish(open_logs[at : at + 50])
         assert (unloadable, missing, refused, unfinished) == ([], [], [], [])
         assert begun > KILLS  # runs did go on while processes were killed
+        assert sharing > begun // 4
         said = sum(len(acknowledged) for lane in lanes for acknowledged in lane.rows.values())
-        print(f"{KILLS} kills, {begun} logs, {said} acknowledged rows")
+        print(f"{KILLS} kills, {begun} logs ({sharing} with rows in others), {said} acknowledged rows")

@@ -16,7 +16,7 @@ VOID = {"meta", "br", "img", "link", "input", "hr", "base", "source"}
 ALLOWED_TAGS = {
     *("html", "head", "meta", "title", "style", "body", "main", "nav", "section", "div", "span", "p", "a", "pre", "code"),
     *("h1", "h2", "h3", "dl", "dt", "dd", "details", "summary"),
-    *("svg", "defs", "marker", "g", "path", "rect", "circle", "text"),
+    *("svg", "defs", "marker", "g", "path", "rect", "circle", "text", "foreignobject", "input", "label"),
 }
 
 

@@ -114,6 +114,7 @@ def test_a_failed_session_shows_its_rows_and_its_error_and_stays_unread() -> Non
     assert isinstance(session.exception(), RathError)
 
 
+@pytest.mark.slow
 def test_a_cell_of_a_hundred_thousand_rows_stays_below_a_megabyte() -> None:
     rows = tuple(user_text_chunk(f"row {number}") for number in range(100_000))
     html = session_html(Session(ChunkTable(rows)))

@@ -1,8 +1,11 @@
 """Every Python example in README and docs runs as written, each file's examples in one fresh process.
 
-Blocks marked ``python docker`` need a Docker Engine: they run together, apart from the others.
+Blocks marked ``python docker`` need a Docker Engine: they run together, apart from the others. Examples with ``>>>``, on pages
+and in docstrings, say what they say they do.
 """
 
+import ast
+import doctest
 import os
 import pathlib
 import re
@@ -15,7 +18,8 @@ from rath.backend.docker.engine import engine
 from rath.errors import SandboxError
 
 ROOT = pathlib.Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted(p for p in (ROOT / "docs").rglob("*.md") if "_build" not in p.parts)]
+PROMPTED = [p for p in [*PAGES, *sorted((ROOT / "rath").rglob("*.py"))] if re.search(r"^\s*>>> ", p.read_text(), re.MULTILINE)]
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 DOCKER_BLOCK = re.compile(r"^```python docker\n(.*?)^```", re.MULTILINE | re.DOTALL)
 IMAGE = "rath-test:dev"
@@ -43,6 +47,32 @@ def test_the_examples_that_need_an_engine_run_as_written(page, tmp_path):
             raise
         pytest.skip(str(error))
     run_blocks(DOCKER_BLOCK.findall(page.read_text()), tmp_path, RATH_SANDBOX_IMAGE=IMAGE)
+
+
+@pytest.mark.parametrize("path", PROMPTED, ids=lambda p: str(p.relative_to(ROOT)))
+def test_the_prompts_of_a_page_or_module_answer_as_written(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert wrong_prompts(path) == ""
+
+
+def test_a_prompt_that_answers_otherwise_is_found(tmp_path):
+    module = tmp_path / "wrong.py"
+    module.write_text('def f():\n    """It adds.\n\n    >>> 1 + 1\n    3\n    """\n')
+    assert "Expected:\n    3\nGot:\n    2" in wrong_prompts(module)
+
+
+def wrong_prompts(path):
+    """What the examples with ``>>>`` of a page, or of each docstring of a module, answer otherwise than written."""
+    text = path.read_text()
+    texts = [text]
+    if path.suffix == ".py":
+        documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+        texts = [ast.get_docstring(node) or "" for node in ast.walk(ast.parse(text)) if isinstance(node, documented)]
+    said = []
+    for number, examples in enumerate(texts):
+        test = doctest.DocTestParser().get_doctest(examples, {}, f"{path.name} ({number})", str(path), 0)
+        doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(test, out=said.append)
+    return "".join(said)
 
 
 def run_blocks(blocks, tmp_path, **extra):

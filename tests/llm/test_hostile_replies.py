@@ -17,6 +17,8 @@ from rath.llm.bounds import BODY_BYTES, EVENT_BYTES
 from tests.llm.support import KEY, ask
 from tests.wire.server import Raw, WireServer, sse
 
+pytestmark = pytest.mark.slow
+
 BOTH = pytest.mark.parametrize("vendor", ["openai", "anthropic"])
 STREAMING = pytest.mark.parametrize("stream", [False, True])
 DIGITS = "9" * 5000

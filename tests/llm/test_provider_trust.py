@@ -15,6 +15,8 @@ from rath.llm import Provider, RathAnthropicChatClient, RathOpenAIChatClient, ch
 from tests.llm.support import KEY, ask, request
 from tests.wire.server import Answer, Raw, WireServer
 
+pytestmark = pytest.mark.slow
+
 BOTH = pytest.mark.parametrize("vendor", ["openai", "anthropic"])
 STREAMING = pytest.mark.parametrize("stream", [False, True])
 

@@ -229,6 +229,7 @@ def test_asyncio_run_closes_the_clients_of_its_loop():
         assert asyncio.run(ask_and_keep(server)).is_closed()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_forked_child_has_connections_of_its_own():
     program = """

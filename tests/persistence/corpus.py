@@ -182,12 +182,14 @@ def rows_before(data: bytes) -> list[tuple[int, int]]:
     for line in data.split(b"\n")[:-1]:
         record = json.loads(line)
         if record["record_type"] == "chunk":
-            chunks += 1
+            chunks = record["index"] + 1
+        elif record["record_type"] == "trailer":
+            chunks = record["final_chunk_count"]
         elif record["record_type"] == "tool_result":
             results.add(record["index"])
         at += len(line) + 1
         rows = chunks
-        while record["record_type"] != "trailer" and rows in results:
+        while rows in results:
             rows += 1
         found.append((at, rows))
     return found

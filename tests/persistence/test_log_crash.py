@@ -221,7 +221,7 @@ def test_a_dead_owners_lock_is_taken_over(home: Path) -> None:
     with SessionWriter(session) as writer:
         writer.write_chunk(0, user_text_chunk("x"))
     assert load_session(session.id).closed
-    assert os.listdir(home / "sessions") == [f"{session.id}.jsonl"]
+    assert sorted(os.listdir(home / "sessions")) == [".directory.lock", f"{session.id}.jsonl"]
 
 
 _FLOOD = """

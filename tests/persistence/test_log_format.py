@@ -27,6 +27,7 @@ from rath.session.persistence.format import (
 )
 from rath.session.persistence.logfile import LogFile
 from rath.session.persistence.paths import lock_file
+from rath.session.persistence.recordparts import check_payload
 from tests.persistence.samples import records, write_sample
 
 PAGE = (Path(__file__).parents[2] / "docs" / "log-format.md").read_text(encoding="utf-8")
@@ -105,6 +106,7 @@ def test_depth_is_bounded_and_brackets_in_text_do_not_count() -> None:
 def test_the_package_exports_every_documented_name_and_loads_nothing_early() -> None:
     assert persistence.__all__ == sorted(
         [
+            "BlobStore", "blob_directory", "collect_blobs",
             "CURRENT_SCHEMA_VERSION", "PersistedSession", "PersistedSessionHeader", "PersistedSessionMeta", "PersistenceError",
             "SESSIONS_DIR_NAME", "SESSION_FILE_SUFFIX", "SESSION_PARTIAL_SUFFIX", "SessionWriter", "delete_session",
             "ensure_sessions_dir", "list_persisted_sessions", "load_session", "prune_sessions", "register_chunk_migration",
@@ -150,3 +152,32 @@ def test_a_log_file_begins_a_chain_of_its_own(tmp_path: Path) -> None:
     assert re.fullmatch("[0-9a-f]{16}", files[0].epoch)
     for file in files:
         file.abandon()
+
+
+_FRAME = b'{"tool_call_id":"a","name":"b","content":%b}'
+
+
+@pytest.mark.parametrize(
+    ("payload", "good"),
+    [
+        (_FRAME % b'"text \\n \\u0041"', True),
+        (_FRAME % b'"\\ud800"', True),
+        (_FRAME % '"ü"'.encode(), True),
+        (_FRAME % b'"\xff"', False),
+        (_FRAME % b'"\\x"', False),
+        (_FRAME % b'"a\nb"', False),
+        (_FRAME % (b"9" * 5000), False),
+        (_FRAME % (b"[" * 200 + b"]" * 200), False),
+        # What stands twice is read twice.
+        (_FRAME % (b"9" * 5000 + b',"content":"text"'), False),
+        (b'{"tool_call_id":"a","name":"b","content":"text","more":' + b"[" * 200 + b"]" * 200 + b"}", False),
+        (b'["text"]', False),
+    ],
+)
+def test_a_results_payload_is_refused_where_decoding_it_is(payload: bytes, good: bool) -> None:
+    for check in (check_payload, decode_object):
+        if good:
+            check(payload)
+        else:
+            with pytest.raises(BadLine):
+                check(payload)

@@ -159,6 +159,7 @@ def test_many_records_that_are_no_rows_do_not_stay_in_memory(tmp_path: Path) -> 
     assert kept < 5 << 20
 
 
+@pytest.mark.slow
 def test_only_rows_may_be_longer_than_a_mebibyte(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     _with_record(path, {"record_type": "mood", "text": "x" * MAX_OTHER_BYTES})

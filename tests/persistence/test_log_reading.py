@@ -21,6 +21,7 @@ from rath.session.graph.kind import LineageKind
 from rath.session.persistence import SessionWriter, load_session, session_file
 from rath.session.persistence.format import MAX_LINE_BYTES, row_from_bytes
 from rath.session.persistence.runlog import open_run_log
+from rath.session.persistence.source import open_log
 from rath.session.session import Session
 from tests.persistence.samples import (
     USAGE,
@@ -147,6 +148,7 @@ def test_results_of_a_crashed_round_are_rows_as_far_as_they_follow_on(tmp_path: 
     assert load_session("", path=log.path).chunk_table.digest == ChunkTable(tuple(rows()[:4])).digest
 
 
+@pytest.mark.slow
 def test_every_truncation_keeps_every_whole_record_and_is_never_closed(tmp_path: Path) -> None:
     whole, cut = tmp_path / "whole.jsonl", tmp_path / "cut.jsonl"
     write_sample(whole)
@@ -173,6 +175,7 @@ def _some_values(byte: int) -> list[int]:
     return [byte ^ 1, byte ^ 3, byte ^ 0x20, byte ^ 0x80, 0, ord("\n"), ord('"')]
 
 
+@pytest.mark.slow
 def test_a_flipped_byte_is_never_accepted_as_complete(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     with SessionWriter(Session.from_user_message("x"), path=path) as writer:
@@ -185,6 +188,7 @@ def test_a_flipped_byte_is_never_accepted_as_complete(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(240)
 def test_no_flip_of_any_byte_to_any_other_is_accepted_as_complete(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     write_sample(path)
@@ -565,6 +569,7 @@ def test_a_line_too_long_is_refused_without_loading_it(tmp_path: Path) -> None:
     assert resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY
 
 
+@pytest.mark.slow
 def test_a_log_that_cannot_be_decoded_in_one_block_loads(tmp_path: Path) -> None:
     big = [user_text_chunk("x" * 3_000_000), user_text_chunk("y"), user_text_chunk("z" * 1_048_576), user_text_chunk("")]
     with SessionWriter(Session.from_user_message("x"), path=tmp_path / "a.jsonl") as writer:
@@ -588,3 +593,9 @@ def test_an_interrupted_run_keeps_its_records(tmp_path: Path) -> None:
     loaded = load_session("", path=log.path)
     assert loaded.chunk_table.rows == tuple(rows()[:4])
     assert {r["call_id"] for r in loaded.records if r["record_type"] == "tool_intent"} == {"a", "b"}
+
+
+def test_an_error_at_closing_a_file_that_was_read_is_one_of_ours(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(b"")
+    with pytest.raises(PersistenceError, match="cannot read the session log .*a.jsonl"), open_log(tmp_path / "a.jsonl") as file:
+        os.close(file.fileno())

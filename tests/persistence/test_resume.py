@@ -13,7 +13,7 @@ import pytest
 from rath.backend.types import BackendSandboxSpec
 from rath.errors import DamagedLog, PersistenceError
 from rath.session import resume_session
-from rath.session.chunk import INTERRUPTED_BODY, ChunkKind, user_text_chunk
+from rath.session.chunk import INTERRUPTED_BODY, ChunkKind, ChunkTable, user_text_chunk
 from rath.session.graph import LineageKind, SessionLineage
 from rath.session.persistence import SessionWriter, load_session
 from rath.session.persistence.paths import lock_file
@@ -39,8 +39,7 @@ from tests.persistence.samples import (
 @pytest.fixture
 def log(tmp_path: Path) -> JsonlRunLog:
     """The log of a run that asked for calls ``a``, ``b`` and ``c``."""
-    log = open_run_log(Session.from_user_message("go"), path=tmp_path / "a.jsonl", seed_rows=1)
-    log.append_row(0, user_text_chunk("go"))
+    log = open_run_log(Session.from_user_message("go"), path=tmp_path / "a.jsonl", seed=ChunkTable((user_text_chunk("go"),)))
     log.on_event(used())
     log.on_event(appended(1, assistant("a", "b", "c")))
     return log
@@ -119,6 +118,7 @@ def test_what_a_power_cut_leaves_of_blocks_is_cut_off(log: JsonlRunLog, tail: by
     assert records(log.path)
 
 
+@pytest.mark.slow
 def test_a_repair_cut_off_at_any_byte_is_finished_by_the_next_one_byte_for_byte(log: JsonlRunLog) -> None:
     log.on_event(started("b"))
     log.on_event(finished("b", 3))
@@ -275,10 +275,10 @@ def test_results_that_belong_to_no_call_of_the_last_reply_are_not_built_on(log: 
 
 def test_calls_of_rows_from_before_a_run_that_had_not_begun_are_not_marked(tmp_path: Path) -> None:
     # Their results were known to whoever started the run; the log had not got so far.
-    log = open_run_log(Session.from_user_message("go"), path=tmp_path / "a.jsonl", seed_rows=5)
-    log.append_row(0, rows()[0])
-    log.append_row(1, rows()[1])
-    before = left(log)
+    log = open_run_log(Session.from_user_message("go"), path=tmp_path / "a.jsonl", seed=ChunkTable(tuple(rows())))
+    left(log)
+    before = b"".join(log.path.read_bytes().splitlines(keepends=True)[:3])
+    log.path.write_bytes(before)
     check_history(resume_session(log.path))
     assert log.path.read_bytes() == before
 

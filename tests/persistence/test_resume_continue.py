@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 from rath.core import events
 from rath.core.redact import register_secret
 from rath.errors import (
+    BudgetExceededError,
     DamagedLog,
     PersistenceError,
     ProviderError,
@@ -173,7 +175,7 @@ def test_an_answer_that_the_run_began_with_does_not_end_it(home: Path) -> None:
 
 def test_the_next_request_has_the_prompt_and_all_rows_and_the_next_turns_reply(home: Path) -> None:
     _, path = run(home)
-    cut(path, lambda r: r["record_type"] == "chunk" and r["index"] == 4)
+    cut(path, lambda r: r["record_type"] == "tool_result" and r["index"] == 4)
     asked = client()
     session = go_on(path, agent_provider=asked.as_provider()).synchronize()
     (request,) = asked.requests
@@ -255,6 +257,32 @@ def test_rounds_are_counted_from_here_on(home: Path) -> None:
     assert ("loop.truncated", True) in session.lineage_extras
 
 
+def test_a_budget_that_is_used_up_is_asked_about_again_by_the_run_that_goes_on(home: Path) -> None:
+    told: list[int] = []
+
+    def stop(_session: Session, usage: Any) -> None:
+        told.append(usage.total_tokens)
+        raise BudgetExceededError("over", budget_tokens=20)
+
+    def go(session: Any) -> Session:
+        provider = client(calls("one"), calls("two"), calls("three"), "done").as_provider()
+        capped = replace(provider, budget_total_tokens=20, on_budget_exceeded=stop)
+        if session is None:
+            session = run_session_loop(
+                Session.from_user_message("go"), Session.from_agent_prompt("x"), agent_provider=capped,
+                tools=Notes().tools, persist=True,
+            )  # fmt: skip
+        else:
+            session = go_on(home / "sessions" / f"{session.id}.jsonl", agent_provider=capped)
+        with pytest.raises(BudgetExceededError):
+            session.synchronize()
+        return session
+
+    again = go(go(None))
+    assert told == [24, 36]
+    check_history(again)
+
+
 def test_middleware_and_a_cancellation_leave_a_transcript_that_providers_take(home: Path) -> None:
     out, path = run(home)
     cut(path, lambda r: r["record_type"] == "tool_intent")
@@ -283,6 +311,29 @@ def test_middleware_and_a_cancellation_leave_a_transcript_that_providers_take(ho
     assert (whole.id, load_session(out.id).closed) == (out.id, True)
     assert whole.cumulative_usage == load_session(out.id).cumulative_usage == out.cumulative_usage
     check_history(whole)
+
+
+def test_middleware_that_tries_again_gets_no_result_twice(home: Path) -> None:
+    def again(inner: Any) -> Any:
+        async def runner(request: Any) -> Any:
+            try:
+                async for event in inner(request):
+                    yield event
+            except ProviderError:
+                async for event in inner(request):
+                    yield event
+
+        return runner
+
+    out, path = run(home)
+    cut(path, is_result(1))
+    script = [SCRIPT[0], {"error": {"status": 400, "message": "no"}}, "done"]
+    asked = ScriptedClient(script[1:], record=True)
+    session = go_on(path, agent_provider=asked.as_provider(), middleware=[again]).synchronize()
+    check_history(session)
+    assert [row.kind.value for row in session.chunk_table] == ["user", "assistant", *["tool_result"] * 3, "assistant"]
+    assert [[message.role for message in request.messages][2:] for request in asked.requests] == [["assistant", *["tool"] * 3]] * 2
+    assert load_session(out.id).chunk_table == session.chunk_table
 
 
 def test_a_reply_that_comes_with_the_cancellation_is_whole_in_the_table_and_in_the_log(home: Path) -> None:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from rath.errors import PersistenceError
 from rath.flow.tool import tool
 from rath.session import continue_session_loop, resume_session, run_session_loop
-from rath.session.chunk import ChunkRow, assistant_turn_chunk, user_text_chunk
+from rath.session.chunk import ChunkRow, ChunkTable, assistant_turn_chunk, user_text_chunk
 from rath.session.persistence import load_session
 from rath.session.persistence.runlog import open_run_log
 from rath.session.session import Session
@@ -157,6 +157,7 @@ def test_a_continuation_that_is_cut_off_can_be_finished_too(whole: tuple[Path, b
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(240)
 def test_resuming_at_every_byte_is_done_once(whole: tuple[Path, bytes, Session]) -> None:
     path, data, _ = whole
     for cut in range(data.index(b"\n") + 1, len(data) + 1):
@@ -202,8 +203,7 @@ def logs(draw: st.DrawFn) -> list[ChunkRow | object]:
 @given(events=logs(), cut=st.floats(0, 1))
 def test_any_log_of_a_run_cut_anywhere_is_resumed_once(events: list[Any], cut: float) -> None:
     with TemporaryDirectory() as directory:
-        log = open_run_log(Session.from_user_message("go"), path=Path(directory) / "a.jsonl", seed_rows=1)
-        log.append_row(0, events[0])
+        log = open_run_log(Session.from_user_message("go"), path=Path(directory) / "a.jsonl", seed=ChunkTable((events[0],)))
         for event in events[1:]:
             log.on_event(event)
         log.abandon()

@@ -8,11 +8,21 @@ from pathlib import Path
 import pytest
 
 from rath.errors import PersistenceError
-from rath.session.persistence import export_session, load_session, salvage, session_file, verify
+from rath.session.persistence import BlobStore, export_session, load_session, salvage, session_file, verify
 from rath.session.persistence.runlog import open_run_log
 from rath.session.session import Session
 from tests.persistence.corpus import SHAPES, make, make_legacy
 from tests.persistence.samples import USAGE, rechained, records, rows, run_until_results, write_sample
+from tests.persistence.shared import directory, log_at, shared_log
+
+
+def cut_results() -> tuple[Path, str]:
+    """A log that names a blob in a row of its own and another one in a row that stands in its parent; the other's digest."""
+    store = BlobStore.of_log(directory() / "x.jsonl")
+    digests = [store.put(text) for text in (b"whole", b"whole too")]
+    store.put(b"of another session")
+    parent = shared_log([f"see {digests[0]}"])
+    return log_at(shared_log([f"see {digest}" for digest in digests], parent=parent, own=1)), digests[0]
 
 
 def torn(path: Path) -> Session:
@@ -44,6 +54,7 @@ def test_the_salvaged_log_is_complete_has_the_rows_and_says_where_it_comes_from(
         "offset": made.source.offset,
         "left_out_bytes": made.left_out_bytes,
         "left_out_records": 0,
+        "missing_rows": 0,
         "outcome": None,
     }
     old, new = records(source.with_name("out.jsonl"))[0], load_session("", path=out).header
@@ -58,10 +69,10 @@ def test_what_follows_the_fault_of_a_damaged_log_is_left_out_and_counted(tmp_pat
     source.write_bytes(source.read_bytes().replace(b'"call_id":"b"', b'"call_id":"c"', 1))
     made = salvage(source, out)
     assert (made.source.verdict, made.result.rows) == ("damaged", 2)
-    assert made.left_out_records == made.source.records_after == 6
+    assert made.left_out_records == made.source.records_after == 4
     assert list(load_session("", path=out).chunk_table) == rows()[:2]
     outcome = (load_session("", path=out).trailer_raw or {})["outcome"]
-    assert (outcome["verdict"], outcome["left_out_records"]) == ("damaged", 6)
+    assert (outcome["verdict"], outcome["left_out_records"]) == ("damaged", 4)
 
 
 def test_results_without_their_rows_become_rows(tmp_path: Path) -> None:
@@ -178,3 +189,35 @@ def test_a_damaged_log_is_not_copied(tmp_path: Path) -> None:
     with pytest.raises(PersistenceError, match="salvage"):
         export_session(source, out)
     assert not out.exists()
+
+
+# -- blobs --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("act", ["export", "salvage"])
+def test_a_copy_has_the_whole_texts_that_its_rows_name_those_from_other_logs_too(act: str, tmp_path: Path) -> None:
+    source, digest = cut_results()
+    out = tmp_path / "elsewhere" / "copy.jsonl"
+    out.parent.mkdir()
+    if act == "export":
+        assert export_session(source, out).rows == 2
+    else:
+        os.truncate(source, source.stat().st_size - 5)
+        made = salvage(source, out)
+        assert (len(made.blobs.copied), made.blobs.damaged) == (2, ())
+    copies = BlobStore.of_log(out)
+    assert copies.get(digest) == b"whole"
+    assert len(list(copies.directory.glob("*/*"))) == 2
+
+
+@pytest.mark.parametrize("act", ["export", "salvage"])
+def test_where_the_whole_texts_cannot_be_copied_there_is_no_copy(act: str, tmp_path: Path) -> None:
+    source, _ = cut_results()
+    out = tmp_path / "elsewhere" / "copy.jsonl"
+    out.parent.mkdir()
+    (out.parent / "blobs").write_text("in the way")
+    if act == "salvage":
+        os.truncate(source, source.stat().st_size - 5)
+    with pytest.raises(PersistenceError, match="blobs"):
+        (export_session if act == "export" else salvage)(source, out)
+    assert [path.name for path in out.parent.iterdir()] == ["blobs"]

@@ -411,6 +411,7 @@ def test_polling_leaves_nothing_behind(gate):
     assert len(out._cell._callbacks) == before
 
 
+@pytest.mark.slow
 def test_nested_runs_do_not_deadlock_64_chains_each_eight_deep():
     def nested(depth):
         @tool(name="dive")
@@ -730,6 +731,7 @@ def test_cancelled_handles_are_never_reported():
     assert err == ""
 
 
+@pytest.mark.slow
 def test_the_engine_drains_at_exit_and_says_so_from_the_second_second(tmp_path):
     code, _, err = script(
         """
@@ -748,6 +750,7 @@ def test_the_engine_drains_at_exit_and_says_so_from_the_second_second(tmp_path):
     assert "waiting for 1 unfinished run" in err
 
 
+@pytest.mark.slow
 def test_synchronous_tools_of_a_draining_run_still_get_a_thread():
     code, out, err = script(
         """

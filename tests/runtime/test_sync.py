@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from pathlib import Path
 
 import pytest
 
 from rath.errors import PersistenceError
 from rath.runtime.engine import local_engine
-from rath.runtime.sync import LogSync
+from rath.runtime.sync import WORKERS, LogSync
 from rath.session import Session
 from rath.session.chunk import user_text_chunk
 from rath.session.persistence.runlog import JsonlRunLog, open_run_log
@@ -76,6 +77,64 @@ def test_one_who_stops_waiting_stops_nobody_else(tmp_path: Path) -> None:
     assert not any(log.needs_sync() for log in logs)
     for log in logs:
         log.abandon()
+
+
+class SlowDisk:
+    """A log on a disk that is not done until it is told to be."""
+
+    def __init__(self) -> None:
+        self.began, self.may_end = threading.Event(), threading.Event()
+
+    def needs_sync(self) -> bool:
+        return True
+
+    def sync(self) -> None:
+        self.began.set()
+        assert self.may_end.wait(20)
+
+
+def test_one_who_is_cancelled_waits_for_its_own_disk_and_nobody_else_does(tmp_path: Path) -> None:
+    engine = local_engine()
+    slow, logs = SlowDisk(), opened(tmp_path, 20)
+
+    async def cancelled() -> None:
+        task = asyncio.ensure_future(LogSync(engine.syncs, slow)())  # type: ignore[arg-type]
+        await asyncio.to_thread(slow.began.wait, 20)
+        for _ in range(2):
+            task.cancel()
+            # The loop goes on, and so do the others.
+            await asyncio.gather(*(LogSync(engine.syncs, log)() for log in logs))
+            assert not task.done()
+        slow.may_end.set()
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.wait_for(task, 10)
+
+    engine.run(cancelled())
+    assert not any(log.needs_sync() for log in logs)
+    for log in logs:
+        log.abandon()
+
+
+def test_one_whose_turn_has_not_come_goes_at_once_when_it_is_cancelled() -> None:
+    engine = local_engine()
+    slow = [SlowDisk() for _ in range(WORKERS)]
+    last = SlowDisk()
+
+    async def cancelled() -> None:
+        first = [asyncio.ensure_future(LogSync(engine.syncs, log)()) for log in slow]  # type: ignore[arg-type]
+        for log in slow:
+            await asyncio.to_thread(log.began.wait, 20)
+        task = asyncio.ensure_future(LogSync(engine.syncs, last)())  # type: ignore[arg-type]
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.wait_for(task, 10)
+        for log in slow:
+            log.may_end.set()
+        await asyncio.gather(*first)
+
+    engine.run(cancelled())
+    assert not last.began.is_set()
 
 
 @pytest.mark.slow

@@ -31,7 +31,7 @@ def scripts(draw):
     limit = draw(st.integers(0, 5))
     turns = []
     for _ in range(draw(st.integers(0, 6))):
-        ids = draw(st.lists(st.sampled_from(["", "a", "b", "c"]), min_size=1, max_size=5))
+        ids = draw(st.lists(st.sampled_from(["", "a", "b", "call_1_1"]), min_size=1, max_size=5))
         turns.append((ids, draw(st.permutations(range(len(ids))))))
     stop_after = draw(st.integers(0, 40))
     return limit, turns, stop_after

@@ -151,6 +151,7 @@ def test_append_is_constant_time_whatever_the_length():
     assert cost(large) < 5 * cost(small) + 1e-4
 
 
+@pytest.mark.slow
 def test_a_long_chain_of_appends_flattens_and_dies_without_recursion():
     table = ChunkTable()
     for row in rows(100) * 1_000:

@@ -1,4 +1,4 @@
-"""The six built-in tools: what they ask of the sandbox, and what the sandbox answers."""
+"""The built-in tools: what they ask of the sandbox, and what the sandbox answers."""
 
 from __future__ import annotations
 
@@ -78,6 +78,7 @@ def test_arguments_become_a_request(
         ("list_workspace_files", ["path"], []),
         ("workspace_path_exists", ["path"], []),
         ("run_code", ["code"], ["language", "timeout"]),
+        ("result_read", ["digest"], ["offset", "limit"]),
     ],
 )
 def test_each_tool_has_the_documented_arguments_and_no_others(
@@ -150,7 +151,7 @@ def test_wrong_arguments_are_refused_in_words_for_the_model(
 
 
 @given(
-    st.sampled_from(list(global_system_tools().values())),
+    st.sampled_from([made for made in global_system_tools().values() if isinstance(made, SandboxTool)]),
     st.dictionaries(
         st.sampled_from(["cmd", "path", "content", "code", "encoding", "language", "timeout", "cwd", "x"]),
         st.none()
@@ -241,6 +242,7 @@ def test_files_may_overlap_with_others_but_commands_and_code_may_not() -> None:
         "write_workspace_file",
         "list_workspace_files",
         "workspace_path_exists",
+        "result_read",
     }
     assert FlowToolCommandRun().resource_key({"cmd": "ls"}) == ("exec",)
     assert FlowToolCodeRun().resource_key({"code": "1"}) == ("code",)
@@ -248,7 +250,7 @@ def test_files_may_overlap_with_others_but_commands_and_code_may_not() -> None:
 
 def test_only_what_reads_may_be_repeated_after_a_crash() -> None:
     repeatable = {name for name, made in global_system_tools().items() if made.idempotent}
-    assert repeatable == {"read_workspace_file", "list_workspace_files", "workspace_path_exists"}
+    assert repeatable == {"read_workspace_file", "list_workspace_files", "workspace_path_exists", "result_read"}
 
 
 # -- with a sandbox ---------------------------------------------------------------------------------------------------
@@ -259,7 +261,7 @@ def call(session: Session, name: str, **arguments: Any) -> Any:
     return json.loads(encode_result(global_system_tools()[name](session, arguments)).body)
 
 
-def test_the_six_tools_work_on_a_real_workspace(placed: Session, tmp_path: Path) -> None:
+def test_the_tools_work_on_a_real_workspace(placed: Session, tmp_path: Path) -> None:
     assert call(placed, "write_workspace_file", path="src/a.txt", content="grün\n") == {"bytes_written": 6}
     assert (tmp_path / "src/a.txt").read_text(encoding="utf-8") == "grün\n"
     assert call(placed, "read_workspace_file", path="src/a.txt") == {"data": "grün\n"}

@@ -575,7 +575,7 @@ def test_a_docstring_without_a_summary_gives_no_description() -> None:
     assert properties(act)["a"]["description"] == "the first"
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)  # a busy machine is no failure
 @given(st.text())
 def test_no_docstring_stops_a_tool_from_being_made(doc: str) -> None:
     def act(a: int) -> None: ...

@@ -24,13 +24,14 @@ from rath.flow.tool import (
 )
 from rath.llm.types import RathLLMFunctionTool
 
-SIX = [
+SEVEN = [
     "run_shell_command",
     "read_workspace_file",
     "write_workspace_file",
     "list_workspace_files",
     "workspace_path_exists",
     "run_code",
+    "result_read",
 ]
 
 
@@ -62,24 +63,24 @@ def schemas_of(*tools: FlowToolCall) -> tuple[RathLLMFunctionTool, ...]:
 
 
 def test_a_run_without_own_tools_has_exactly_the_six_built_in_ones() -> None:
-    assert list(merge_tools_for_loop(None)) == SIX
-    assert list(merge_tools_for_loop([])) == SIX
+    assert list(merge_tools_for_loop(None)) == SEVEN
+    assert list(merge_tools_for_loop([])) == SEVEN
 
 
 def test_the_built_in_tools_are_the_same_objects_at_every_call_and_cannot_be_changed() -> None:
-    assert all(global_system_tools()[name] is merge_tools_for_loop(None)[name] for name in SIX)
+    assert all(global_system_tools()[name] is merge_tools_for_loop(None)[name] for name in SEVEN)
     with pytest.raises(TypeError):
         global_system_tools()["x"] = Echo()  # type: ignore[index]
 
 
 def test_the_table_of_a_run_is_its_own() -> None:
     merge_tools_for_loop(None).clear()
-    assert list(merge_tools_for_loop(None)) == SIX
+    assert list(merge_tools_for_loop(None)) == SEVEN
 
 
 def test_own_tools_stand_behind_the_built_in_ones_in_their_order() -> None:
     assert list(merge_tools_for_loop([Echo("b"), Echo("a"), *coding_tools()])) == [
-        *SIX,
+        *SEVEN,
         "b",
         "a",
         "edit_workspace_file",
@@ -140,7 +141,7 @@ def test_a_name_that_providers_refuse_is_refused_here(name: str) -> None:
 
 def test_schemas_carry_name_description_and_parameters_in_the_order_of_the_table() -> None:
     schemas = tools_dict_to_schemas(merge_tools_for_loop([Echo()]))
-    assert [schema.name for schema in schemas] == [*SIX, "echo"]
+    assert [schema.name for schema in schemas] == [*SEVEN, "echo"]
     assert schemas[-1] == RathLLMFunctionTool(
         name="echo",
         parameters={"type": "object", "properties": {"text": {"type": "string"}}},

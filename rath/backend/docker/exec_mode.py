@@ -47,7 +47,7 @@ from rath.errors import SandboxBroken, SandboxClosed, SandboxError, UnsupportedB
 
 __all__ = ["ExecContainer"]
 
-KEEP_BYTES = 1 << 20
+KEEP_BYTES = 4 << 20
 KILL_S = 1.7
 
 _REFUSALS = {

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 __all__ = ["KEEP_BYTES", "GuestConfig"]
 
-KEEP_BYTES = 1024 * 1024
+KEEP_BYTES = 4 << 20
 """How much of each of a command's outputs is kept."""
 
 

@@ -19,7 +19,9 @@ __all__ = [
     "SandboxTool",
     "check_names",
     "file_key",
+    "object_schema",
     "optional_flag",
+    "optional_number",
     "optional_seconds",
     "optional_text",
     "required_path",
@@ -104,7 +106,7 @@ class SandboxTool(FlowToolCall):
         """The operation that ``arguments`` ask for. Pure.
 
         Raises:
-            ValueError, TypeError: the arguments are wrong; :class:`InvalidToolArguments` is a ``ValueError``.
+            ValueError, TypeError: the arguments are wrong; ``InvalidToolArguments`` is a ``ValueError``.
         """
 
     def __call__(self, session: Session, arguments: Mapping[str, Any]) -> Any:
@@ -118,6 +120,16 @@ class SandboxTool(FlowToolCall):
 
     # Read by the engine, which then awaits the request and skips this method.
     __call__.runs_sandbox_request = True  # type: ignore[attr-defined]
+
+
+def object_schema(required: Mapping[str, Any], optional: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """A JSON Schema of an object with these properties and no others."""
+    return {
+        "type": "object",
+        "properties": {**required, **(optional or {})},
+        "required": list(required),
+        "additionalProperties": False,
+    }
 
 
 # -- reading arguments; every message goes to the model ------------------------------------------------------
@@ -180,6 +192,20 @@ def optional_seconds(arguments: Mapping[str, Any], name: str) -> float | None:
     if not 0 < seconds < math.inf:
         raise InvalidToolArguments(f"argument {name!r} must be a positive, finite number of seconds")
     return seconds
+
+
+def optional_number(arguments: Mapping[str, Any], name: str, default: int, lowest: int, highest: int) -> int:
+    """The integer ``name`` in these bounds; ``default`` where it is absent or null. A float that is whole is an integer."""
+    value = arguments.get(name)
+    if value is None:
+        return default
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)  # JSON has one kind of number, and some models write 12000.0
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise InvalidToolArguments(f"argument {name!r} must be an integer, not {_json_type(value)}")
+    if not lowest <= value <= highest:
+        raise InvalidToolArguments(f"argument {name!r} must be from {lowest:,} to {highest:,}")
+    return value
 
 
 def optional_flag(arguments: Mapping[str, Any], name: str) -> bool:

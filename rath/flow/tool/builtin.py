@@ -1,4 +1,4 @@
-"""The tools that every run has: commands, files and code in the session's sandbox.
+"""The tools that every run has: commands, files and code in the session's sandbox, and reading on in a result that was cut.
 
 Each comes twice: as a tool for the model (``FlowTool…``) and as a function for you (``flow_tool_…``).
 """
@@ -25,11 +25,13 @@ from rath.flow.tool.base import (
     SandboxTool,
     check_names,
     file_key,
+    object_schema,
     optional_seconds,
     optional_text,
     required_path,
     required_text,
 )
+from rath.flow.tool.result import FlowToolResultRead
 from rath.session.session import Session
 
 __all__ = [
@@ -50,16 +52,6 @@ __all__ = [
 
 # Linux takes 131,072 bytes in one argument of a process; backends may wrap the command in a few of their own.
 MAX_COMMAND_BYTES = 128_000
-
-
-def object_schema(required: Mapping[str, Any], optional: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """A JSON Schema of an object with these properties and no others."""
-    return {
-        "type": "object",
-        "properties": {**required, **(optional or {})},
-        "required": list(required),
-        "additionalProperties": False,
-    }
 
 
 def _text(description: str) -> dict[str, Any]:
@@ -130,7 +122,7 @@ class FlowToolFilesRead(_SystemTool):
     """``read_workspace_file(path, encoding="utf-8")``: a file's text."""
 
     NAME = "read_workspace_file"
-    DESCRIPTION = "Read a text file of the workspace. Long files are cut in the middle: then read parts."
+    DESCRIPTION = "Read a text file of the workspace. Long files are cut in the middle: then read on with result_read."
     PARAMETERS = object_schema(
         {"path": _text(_PATH.format("file"))}, {"encoding": _text("Its text encoding; utf-8 by default.")}
     )
@@ -234,13 +226,14 @@ _SYSTEM_TOOLS: Mapping[str, FlowToolCall] = MappingProxyType(
             FlowToolFilesList(),
             FlowToolFilesExists(),
             FlowToolCodeRun(),
+            FlowToolResultRead(),
         )
     }
 )
 
 
 def global_system_tools() -> Mapping[str, FlowToolCall]:
-    """The six built-in tools by name: the same objects at every call; the mapping cannot be changed."""
+    """The seven built-in tools by name: the same objects at every call; the mapping cannot be changed."""
     return _SYSTEM_TOOLS
 
 

@@ -22,11 +22,11 @@ from rath.flow.tool.base import (
     InvalidToolArguments,
     check_names,
     file_key,
+    object_schema,
     optional_flag,
     required_path,
     required_text,
 )
-from rath.flow.tool.builtin import object_schema
 from rath.session.session import Session
 
 __all__ = ["FlowToolFilesEdit", "coding_tools"]

@@ -36,7 +36,7 @@ _MAX_PROBLEMS = 10
 
 
 class FunctionTool(FlowToolCall):
-    """A tool made from a function by :func:`tool`. The plain function is :attr:`function`."""
+    """A tool made from a function by :func:`tool`. The plain function is ``function``."""
 
     def __init__(
         self,

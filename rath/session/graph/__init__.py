@@ -6,6 +6,7 @@ _here = __name__
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
+        "Edge": f"{_here}.model",
         "FrozenLineageView": f"{_here}.traverse",
         "LineageConsistencyError": f"{_here}.kind",
         "LineageJournal": f"{_here}.recording",
@@ -13,7 +14,9 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "LineageNode": f"{_here}.lineage",
         "LineageRecord": f"{_here}.record",
         "LineageRecorder": f"{_here}.recording",
+        "SessionGraph": f"{_here}.model",
         "SessionLineage": f"{_here}.kind",
+        "Total": f"{_here}.sums",
         "ancestors_bfs": f"{_here}.traverse",
         "collect": f"{_here}.lineage",
         "descendants_dfs_preorder": f"{_here}.traverse",

@@ -1,21 +1,36 @@
-"""The lineage of sessions as plain nodes, for displays: pure data, collected without recursion."""
+"""The lineage of sessions as plain nodes: pure data, collected without recursion."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, Protocol
 from uuid import UUID
 
+from rath.core.cell import Cell
 from rath.llm.types import RathLLMTokenUsage, add_usage
 from rath.session.graph.kind import LineageKind
 from rath.session.graph.record import LineageRecord
 
-__all__ = ["LineageNode", "collect", "total_usage"]
+__all__ = [
+    "OWNS_NOTHING",
+    "LineageNode",
+    "Recorded",
+    "collect",
+    "fold",
+    "node_of",
+    "records_of",
+    "roles_of",
+    "short_label",
+    "snapshot_of",
+    "total_usage",
+]
 
 # A node's *own* usage is what its own completions used; these operators make none, whatever the session's
 # `cumulative_usage` adds up.
-_WITHOUT_OWN_USAGE = frozenset({LineageKind.OP_FORK, LineageKind.OP_DETACH, LineageKind.OP_APPEND, LineageKind.OP_MERGE})
+OWNS_NOTHING = frozenset({LineageKind.OP_FORK, LineageKind.OP_DETACH, LineageKind.OP_APPEND, LineageKind.OP_MERGE})
 # Their second parent is the agent's session: its instructions.
 _WITH_AGENT = frozenset({LineageKind.OP_SESSION_LOOP, LineageKind.OP_SESSION_COMPRESS})
 _SHORT = {
@@ -36,15 +51,19 @@ class _Rows(Protocol):
     def __getitem__(self, index: int, /) -> Any: ...
 
 
-class _Recorded(Protocol):
+class Recorded(Protocol):
     """What is read of a session; none of it waits."""
 
     @property
     def _record(self) -> LineageRecord: ...
     @property
+    def _cell(self) -> Cell[Any]: ...
+    @property
     def partial(self) -> _Rows: ...
     @property
     def status(self) -> str: ...
+    @property
+    def sandbox_backend(self) -> str | None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,12 +71,20 @@ class LineageNode:
     """One session in a lineage graph.
 
     Attributes:
-        parents: ids of the nodes it was made from, in order; appends are skipped over.
+        parents: ids of the nodes it was made from, in order, each once; where appends are folded, they are skipped over.
         status: ``pending running completed failed cancelled``, or ``unknown`` for a session known by its id alone.
         rows: how many it has, or has so far; ``None`` where only the lineage record is left.
         usage: tokens of its own completions.
         label: a word or two for people.
         folded: how many append nodes went into it.
+        roles: one a parent: ``user``, ``system`` (its instructions), ``merge`` (what a merge added) or ``parent``.
+        model: which one its run asked first. ``cost_usd``: of its own completions; ``None`` where one has no known price.
+        created_at: when its run began, in UTC; until then, and for what no run makes, when it was made. ``duration_s``
+            is how long the run took; of one that went on with a log, since then. ``None`` where nobody measured.
+        verdict: of its log (``complete open torn damaged unreadable``), which is at ``path``; ``None`` without one.
+        sandbox: the backend it is placed in; ``snapshot`` is the id of the copy of a workspace that it began with.
+        digest: of its rows, in hexadecimal, where it is known.
+        covers: the sessions whose runs' tokens are in ``usage``: those inside a user's operator.
     """
 
     id: UUID
@@ -70,10 +97,47 @@ class LineageNode:
     extras: tuple[tuple[str, Any], ...] = ()
     label: str = ""
     folded: int = 0
+    roles: tuple[str, ...] = ()
+    model: str | None = None
+    cost_usd: float | None = None
+    created_at: datetime | None = None
+    duration_s: float | None = None
+    verdict: str | None = None
+    path: Path | None = None
+    sandbox: str | None = None
+    snapshot: str | None = None
+    digest: str | None = None
+    covers: tuple[UUID, ...] = ()
+
+    def __hash__(self) -> int:
+        """That of the id: extras and usage may hold lists and dicts."""
+        return hash(self.id)
+
+    # What the helpers of ``traverse.py`` read of sessions, headers and records they can read of nodes.
+
+    @property
+    def parent_session_ids(self) -> tuple[UUID, ...]:
+        """``parents``."""
+        return self.parents
+
+    @property
+    def lineage_operator(self) -> str:
+        """``operator``."""
+        return self.operator
+
+    @property
+    def lineage_kind(self) -> LineageKind:
+        """``kind``."""
+        return self.kind
+
+    @property
+    def lineage_extras(self) -> tuple[tuple[str, Any], ...]:
+        """``extras``."""
+        return self.extras
 
 
 def collect(
-    sessions: Iterable[_Recorded], *, labels: Mapping[UUID, str] | None = None, fold_appends: bool = True
+    sessions: Iterable[Recorded], *, labels: Mapping[UUID, str] | None = None, fold_appends: bool = True
 ) -> list[LineageNode]:
     """The nodes of ``sessions`` and all their ancestors, each once, parents before children. Never waits.
 
@@ -85,17 +149,18 @@ def collect(
     wanted = list(sessions)
     given = {session._record.id: session for session in wanted}
     nodes: dict[UUID, LineageNode] = {}
-    for record in _records(session._record for session in wanted):
+    for record in records_of(session._record for session in wanted):
         for parent in record.parent_ids:
             # Every parent that was a session of this process stands before its child: this one was not.
             if parent not in nodes:
                 nodes[parent] = LineageNode(parent, label="elsewhere")
-        node = nodes[record.id] = _node(record, given.get(record.id))
+        session = given.get(record.id)
+        node = nodes[record.id] = node_of(record, session, _label(record, None if session is None else session.partial))
         if node.kind in _WITH_AGENT and len(node.parents) > 1:
             agent = nodes[node.parents[1]]
             if agent.label == "session" and not agent.parents:
                 nodes[agent.id] = replace(agent, label="system")
-    found = _folded(nodes) if fold_appends else list(nodes.values())
+    found = fold(nodes.values()) if fold_appends else list(nodes.values())
     names = labels or {}
     return [replace(node, label=names[node.id]) if node.id in names else node for node in found]
 
@@ -108,63 +173,131 @@ def total_usage(nodes: Iterable[LineageNode]) -> RathLLMTokenUsage | None:
     return total
 
 
-def _records(starts: Iterable[LineageRecord]) -> list[LineageRecord]:
-    """Every record that can be reached, each once, parents first."""
+def records_of(starts: Iterable[LineageRecord]) -> list[LineageRecord]:
+    """Every record that can be reached, each once, parents first.
+
+    Two may have one id: a session that was loaded again, gone on with, or stamped anew, beside the one before.
+    """
     ordered: list[LineageRecord] = []
-    seen: set[UUID] = set()
+    seen: set[int] = set()
     for start in starts:
         stack = [(start, False)]
         while stack:
             record, parents_done = stack.pop()
             if parents_done:
                 ordered.append(record)
-            elif record.id not in seen:
-                seen.add(record.id)
+            elif id(record) not in seen:
+                seen.add(id(record))
                 stack.append((record, True))
                 stack.extend((parent, False) for parent in reversed(record.parents))
     return ordered
 
 
-def _node(record: LineageRecord, session: _Recorded | None) -> LineageNode:
-    rows = None if session is None else session.partial
+def node_of(record: LineageRecord, session: Recorded | None, label: str) -> LineageNode:
+    """The node of a record, and of its session while that lives; of a session with another record, nothing. Never waits."""
+    if session is not None and session._record is not record:  # another one with this id
+        session = None
+    if session is not None and session._cell.done:
+        # Who waits for a cell may be awake before the record has heard of its end.
+        record.settle(session._cell)
+    # The status is read first: a record that says it is over has all of it.
+    status = record.status if session is None else session.status
+    rows = record.rows
+    if rows is None and session is not None:
+        rows = len(session.partial)
     return LineageNode(
         id=record.id,
-        parents=tuple(dict.fromkeys(record.parent_ids)),
+        parents=record.parent_ids if len(record.parent_ids) < 2 else tuple(dict.fromkeys(record.parent_ids)),
         operator=record.operator,
         kind=record.kind,
-        status=record.status if session is None else session.status,
-        rows=None if rows is None else len(rows),
-        usage=None if record.kind in _WITHOUT_OWN_USAGE else record.usage,
+        status=status,
+        rows=rows,
+        usage=None if record.kind in OWNS_NOTHING else _as_logged(record.usage),
         extras=record.extras,
-        label=_label(record, rows),
+        label=label,
+        roles=roles_of(record.kind, record.parent_ids),
+        model=record.model,
+        cost_usd=None if record.kind in OWNS_NOTHING else record.cost_usd,
+        created_at=datetime.fromtimestamp(record.created_at, UTC),
+        duration_s=record.duration_s,
+        verdict=record.verdict,
+        path=None if record.log is None else Path(record.log),
+        sandbox=record.sandbox if session is None else session.sandbox_backend or record.sandbox,
+        snapshot=snapshot_of(record.extras),
+        digest=None if record.digest is None else record.digest.hex(),
+        covers=record.covers,
     )
 
 
-def _label(record: LineageRecord, rows: _Rows | None) -> str:
-    short = _SHORT.get(record.kind)
+def _as_logged(usage: RathLLMTokenUsage | None) -> RathLLMTokenUsage | None:
+    """``usage`` with those parts of its breakdowns that are numbers of tokens, as logs have it: providers send null, too."""
+    if usage is None or (usage.prompt_tokens_details is None and usage.completion_tokens_details is None):
+        return usage
+    return replace(
+        usage,
+        prompt_tokens_details=_numbers(usage.prompt_tokens_details),
+        completion_tokens_details=_numbers(usage.completion_tokens_details),
+    )
+
+
+def _numbers(details: Mapping[str, Any] | None) -> dict[str, int] | None:
+    known = {str(name): value for name, value in (details or {}).items() if type(value) is int and 0 <= value < 2**53}
+    return known or None
+
+
+def roles_of(kind: LineageKind, parents: tuple[UUID, ...]) -> tuple[str, ...]:
+    """What each parent, taken once, was for a session of this kind."""
+    distinct = dict.fromkeys(parents) if len(parents) > 1 else parents
+    if kind in _WITH_AGENT:
+        names = ("user", "system")
+    elif kind is LineageKind.OP_MERGE:
+        names = ("parent", "merge")
+    else:
+        return ("parent",) * len(distinct)
+    return tuple(names[place] if place < 2 else "parent" for place in range(len(distinct)))
+
+
+def snapshot_of(extras: Iterable[tuple[str, Any]]) -> str | None:
+    """The id of the copy of a workspace that a session with these extras began with."""
+    for name, value in extras:
+        if name == "workspace_layer":
+            return str(value)
+    return None
+
+
+def short_label(kind: LineageKind, operator: str) -> str:
+    """A word for a session that was made so; empty where that says nothing."""
+    short = _SHORT.get(kind)
     if short is not None:
         return short
-    if record.operator != "implicit":
-        return record.operator
-    if rows is not None and len(rows) == 1:
+    return operator if operator != "implicit" else ""
+
+
+def _label(record: LineageRecord, rows: _Rows | None) -> str:
+    label = short_label(record.kind, record.operator)
+    if not label and rows is not None and len(rows) == 1:
         return str(rows[0].kind.value)
-    return "session"
+    return label or "session"
 
 
-def _folded(nodes: Mapping[UUID, LineageNode]) -> list[LineageNode]:
-    has_child = {parent for node in nodes.values() for parent in node.parents}
-    # For a folded node: what its children have as parents in its place, and how many appends that skips.
-    gone: dict[UUID, tuple[tuple[UUID, ...], int]] = {}
+def fold(nodes: Iterable[LineageNode]) -> list[LineageNode]:
+    """``nodes``, each append folded into each of its children; one without children stays."""
+    given = list(nodes)
+    has_child = {parent for node in given for parent in node.parents}
+    # For a folded node: what its children have as a parent in its place, and how many appends that skips.
+    gone: dict[UUID, tuple[UUID, int]] = {}
     kept: list[LineageNode] = []
-    for node in nodes.values():
-        parents: dict[UUID, None] = {}
+    for node in given:
+        parents: dict[UUID, str] = {}
         folded = 0
-        for parent in node.parents:
-            instead, skipped = gone.get(parent, ((parent,), 0))
-            parents.update(dict.fromkeys(instead))
+        for parent, role in zip(node.parents, node.roles or ("parent",) * len(node.parents), strict=True):
+            instead, skipped = gone.get(parent, (parent, 0))
+            parents.setdefault(instead, role)
             folded += skipped
-        if node.kind is LineageKind.OP_APPEND and node.parents and node.id in has_child:
-            gone[node.id] = (tuple(parents), folded + 1)
+        if node.kind is LineageKind.OP_APPEND and len(parents) == 1 and node.id in has_child:
+            gone[node.id] = (next(iter(parents)), folded + 1)
+        elif folded:
+            kept.append(replace(node, parents=tuple(parents), roles=tuple(parents.values()), folded=folded))
         else:
-            kept.append(replace(node, parents=tuple(parents), folded=folded))
+            kept.append(node)
     return kept

@@ -7,6 +7,7 @@ _HOME = "rath.session.persistence."
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
+        "BlobStore": _HOME + "blobs",
         "CURRENT_SCHEMA_VERSION": _HOME + "format",
         "LogCollection": _HOME + "collection",
         "LogEntry": _HOME + "collection",
@@ -20,6 +21,8 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "Salvage": _HOME + "salvaging",
         "SessionWriter": _HOME + "writer",
         "Verdict": _HOME + "verdict",
+        "blob_directory": _HOME + "blobs",
+        "collect_blobs": _HOME + "garbage",
         "delete_session": _HOME + "manage",
         "ensure_sessions_dir": _HOME + "paths",
         "export_session": _HOME + "salvaging",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from rath.core import ports
 from rath.core.redact import redact_text
 from rath.errors import PersistenceError, UsageError, UsageTypeError, UsageValueError
 from rath.session.chunk import ChunkKind, ChunkRow
+from rath.session.graph.kind import LineageKind
 from rath.session.persistence.edges import read_edges
 from rath.session.persistence.format import BadLine, decode_object
 from rath.session.persistence.paths import (
@@ -44,7 +45,8 @@ class LogEntry:
         id: of the header; ``None`` for a file without a whole one, whose ``created_at`` is when it was last changed.
         verdict: of the whole file if ``checked``; else what its two ends look like. ``unreadable``: it is of a newer
             schema, or the system does not let it be read; ``reason`` says which.
-        rows, model, operator: as far as the ends say.
+        rows, model, operator, kind: as far as the ends say.
+        shared_rows: how many of the rows stand in the log of the session ``shared_with``, which is in the same directory.
     """
 
     id: UUID | None
@@ -57,6 +59,9 @@ class LogEntry:
     verdict: str
     reason: str | None = None
     checked: bool = False
+    shared_rows: int = 0
+    shared_with: UUID | None = None
+    kind: LineageKind = LineageKind.UNKNOWN
 
     @property
     def pinned(self) -> bool:
@@ -106,9 +111,10 @@ class _Filter:
             # Complete logs end in a trailer: nothing else needs to be read for them.
             if self.verdict == {"complete"} and entry.verdict != "complete":
                 return None
-            entry = entry.check()
-            if entry.verdict not in self.verdict:
+            checked = _checked(entry)
+            if checked is None or checked.verdict not in self.verdict:
                 return None
+            entry = checked
         return None if self.text is not None and not _contains(entry.path, self.text) else entry
 
 
@@ -155,7 +161,23 @@ class LogCollection:
         return LogCollection(self._directory, (*self._filters, made))
 
     def __iter__(self) -> Iterator[LogEntry]:
-        for entry in sorted(self._all(), key=lambda entry: (entry.created_at, entry.path.name), reverse=True):
+        return self.among(self._all())
+
+    def read(self, progress: Callable[[int, int], None] | None = None) -> list[LogEntry]:
+        """The logs as a list.
+
+        Args:
+            progress: called with how many files were looked at, and how many there are, after each.
+        """
+        return list(self.among(self._all(progress)))
+
+    def files(self) -> list[Path]:
+        """The directory's logs by name, whatever the conditions: nothing is read of them."""
+        return sorted(self._directory / name for name in self._names())
+
+    def among(self, entries: Iterable[LogEntry]) -> Iterator[LogEntry]:
+        """Those of ``entries``, logs of this directory that have been read before, for which all conditions hold."""
+        for entry in sorted(entries, key=lambda entry: (entry.created_at, entry.path.name), reverse=True):
             kept: LogEntry | None = entry
             for condition in self._filters:
                 kept = None if kept is None else condition.apply(kept)
@@ -185,7 +207,7 @@ class LogCollection:
         raise PersistenceError(f"no log of session {wanted} in {self._directory}")
 
     def verify_all(self, progress: Callable[[int, int], None] | None = None) -> list[LogEntry]:
-        """Every log with the verdict on the whole of it.
+        """Every log with the verdict on the whole of it; one that is deleted meanwhile is left out.
 
         Args:
             progress: called with how many are done, and how many there are, after each.
@@ -193,7 +215,9 @@ class LogCollection:
         entries = list(self)
         checked = []
         for done, entry in enumerate(entries, 1):
-            checked.append(entry.check())
+            found = _checked(entry)
+            if found is not None:
+                checked.append(found)
             if progress is not None:
                 progress(done, len(entries))
         return checked
@@ -234,12 +258,16 @@ class LogCollection:
             raise PersistenceError(f"cannot list the logs in {self._directory}: {error.strerror or error}") from error
         return [name for name in names if name.endswith((SESSION_FILE_SUFFIX, SESSION_PARTIAL_SUFFIX)) and name[0] != "."]
 
-    def _all(self) -> Iterator[LogEntry]:
-        for name in self._names():
+    def _all(self, progress: Callable[[int, int], None] | None = None) -> Iterator[LogEntry]:
+        names = self._names()
+        for done, name in enumerate(names, 1):
             try:
                 yield _entry(self._directory / name)
             except FileNotFoundError:  # deleted since
                 continue
+            finally:
+                if progress is not None:
+                    progress(done, len(names))
 
 
 def open_dir(path: Path | str | None = None) -> LogCollection:
@@ -257,13 +285,23 @@ def open_dir(path: Path | str | None = None) -> LogCollection:
     return LogCollection(directory)
 
 
-_COLUMNS = ("id", "path", "created_at", "operator", "model", "rows", "size_bytes", "verdict", "reason", "checked")
-_SHOWN_COLUMNS = ("id", "created_at", "operator", "model", "rows", "size_bytes", "verdict")
+_COLUMNS = (
+    *("id", "path", "created_at", "operator", "model", "rows", "size_bytes", "verdict", "reason", "checked"),
+    *("shared_rows", "shared_with"),
+)
+_SHOWN_COLUMNS = ("id", "created_at", "operator", "model", "rows", "shared_rows", "size_bytes", "verdict")
 
 
 def _record(entry: LogEntry) -> dict[str, Any]:
     values = {name: getattr(entry, name) for name in _COLUMNS}
-    return values | {"id": None if entry.id is None else str(entry.id), "path": str(entry.path)}
+    ids = {name: None if values[name] is None else str(values[name]) for name in ("id", "shared_with")}
+    return values | ids | {"path": str(entry.path)}
+
+
+def _checked(entry: LogEntry) -> LogEntry | None:
+    """The entry with the verdict on the whole file; ``None`` if the file has gone since."""
+    found = entry.check()
+    return None if found.verdict == "unreadable" and not os.path.lexists(entry.path) else found
 
 
 def _entry(path: Path) -> LogEntry:
@@ -288,6 +326,9 @@ def _entry(path: Path) -> LogEntry:
         rows=edges.rows,
         size_bytes=edges.size_bytes,
         verdict=edges.ending,
+        kind=header.lineage_kind,
+        shared_rows=header.prefix.length if header.prefix else 0,
+        shared_with=header.prefix.session_id if header.prefix else None,
     )
 
 

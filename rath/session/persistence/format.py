@@ -46,6 +46,7 @@ __all__ = [
 ]
 
 CURRENT_SCHEMA_VERSION = 2
+"""What logs written here have as ``schema_version``."""
 MAX_LINE_BYTES = 256 << 20
 """Longest line, in bytes: the writer refuses to write a longer one, readers refuse to read on."""
 MAX_OTHER_BYTES = 1 << 20
@@ -60,7 +61,7 @@ HASH_BYTES = 8
 SEAL_LENGTH = len(',"h":"0123456789abcdef"}')
 EMPTY_DIGEST = bytes(DIGEST_BYTES)
 
-_STRING = re.compile(rb'"(?:[^"\\]|\\.)*+"')
+_STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"')
 _HEX = frozenset(b"0123456789abcdef")
 
 
@@ -88,7 +89,7 @@ def chunk_fields(index: int, encoded: bytes, digest: bytes) -> bytes:
     return b',"index":%d,"row":%b,"digest":"%b"' % (index, encoded, digest.hex().encode())
 
 
-def result_fields(call_id: str, index: int, payload: bytes) -> bytes:
+def result_fields(call_id: object, index: int, payload: bytes) -> bytes:
     """The fields of a tool_result record, whose row will have number ``index`` and this payload."""
     return b',"call_id":%b,"index":%d,"payload":%b' % (encode_json(call_id), index, payload)
 
@@ -141,7 +142,8 @@ def decode_object(encoded: bytes) -> dict[str, Any]:
         BadLine: it is none, or nests deeper than :data:`MAX_DEPTH`, or has more than :data:`MAX_ELEMENTS`, or
             holds a number that Python refuses.
     """
-    if too_many_elements(encoded):
+    size = len(encoded)
+    if size > MAX_ELEMENTS and too_many_elements(encoded):
         raise BadLine(f"more than {MAX_ELEMENTS:,} brackets and commas")
     try:
         value = decode_json(encoded)
@@ -152,7 +154,7 @@ def decode_object(encoded: bytes) -> dict[str, Any]:
     if type(value) is not dict:
         raise BadLine("not a JSON object")
     # Counting brackets is three times as fast as walking, and only text that is full of them needs the walk.
-    if encoded.count(b"{") + encoded.count(b"[") > MAX_DEPTH and _deeper_than(value, MAX_DEPTH):
+    if size > MAX_DEPTH and encoded.count(b"{") + encoded.count(b"[") > MAX_DEPTH and _deeper_than(value, MAX_DEPTH):
         raise BadLine("nested too deep")
     return value
 

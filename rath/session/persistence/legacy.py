@@ -31,6 +31,8 @@ class LegacyScanner:
     def __init__(self, header: dict[str, Any], version: int) -> None:
         if "h" in header or "epoch" in header:
             raise BadLine(f"a header with a hash chain that claims schema {version}, which has none")
+        if header.get("prefix") is not None:
+            raise BadLine(f"prefix: a log of schema {version} has none")
         self.version = version
         self.scan = LogScan(upgrade_header(header, version))
 

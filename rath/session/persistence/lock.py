@@ -1,16 +1,26 @@
-"""One writer a log: an exclusive lock on a file beside it, held for the writer's life.
+"""One writer a log, and no removing while somebody begins to build on what is there.
 
-The kernel lets the lock go when its holder dies, however it dies, so a lock file that nobody holds means
-nothing and is simply locked again. What it says (pid, host) is for the message to whoever comes second.
+A writer holds an exclusive lock on a file beside its log for its life. The kernel lets the lock go when its
+holder dies, however it dies, so a lock file that nobody holds means nothing and is simply locked again. What it
+says (pid, host) is for the message to whoever comes second.
+
+A directory has a lock too, ``.directory.lock``. Whoever removes logs or blobs holds it alone
+(:func:`directory_exclusive`); whoever writes down that it needs one that is there holds it together with others
+like it (:func:`directory_shared`), from looking until it is written down. Both for moments only. The file stays
+when nobody holds it: a lock on a file that lost its name would keep nobody out.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import platform
 import stat
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,7 +28,12 @@ from typing import Any
 from rath.core.encoding import decode_json, encode_json
 from rath.errors import PersistenceError
 
-__all__ = ["PathLock", "holder", "owner"]
+__all__ = ["DIRECTORY_LOCK", "PathLock", "directory_exclusive", "directory_shared", "holder", "owner"]
+
+DIRECTORY_LOCK = ".directory.lock"
+_POLL_S = 0.005
+_LOOK_S = 1.0
+"""How long a writer waits for those who only look (:func:`holder`): each of them takes microseconds."""
 
 _OWNER_FIELDS = {"pid", "boot_id", "host"}
 _MAX_OWNER = 4096
@@ -67,7 +82,7 @@ class PathLock:
         try:
             if not stat.S_ISREG(os.fstat(fd).st_mode):
                 raise self._foreign(what)
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock_alone(fd)
             # Its last holder removes the file while it has the lock: ours may have no name any more.
             if not _is_at(fd, self.path):
                 os.close(fd)
@@ -114,6 +129,22 @@ class PathLock:
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
+
+
+def _lock_alone(fd: int) -> None:
+    """Lock it. Raises ``BlockingIOError``: another one has it alone, or many have kept on looking."""
+    deadline = time.monotonic() + _LOOK_S
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            # A writer would not let it be shared. Who looks does, and is no reason to refuse a run.
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            fcntl.flock(fd, fcntl.LOCK_UN)
+            if time.monotonic() >= deadline:
+                raise
+        time.sleep(_POLL_S / 10)
 
 
 def _is_at(fd: int, path: Path) -> bool:
@@ -168,5 +199,85 @@ def holder(path: Path) -> str | None:
     except OSError:
         return None
     finally:
-        os.close(fd)
+        _let_go(fd)
     return None
+
+
+# -- of a directory --------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def directory_shared(directory: Path, *, wait_s: float = 0.0) -> Iterator[bool]:
+    """Keep logs and blobs of ``directory`` from being removed meanwhile. The value says whether that could be had.
+
+    Any number of processes and threads may have it at a time. ``False``: somebody is removing, or the lock cannot be
+    made (a directory that is not there or is read-only, a file system without locks). Never raises.
+
+    Args:
+        wait_s: how long to wait while somebody is removing.
+    """
+    try:
+        fd = _directory_lock(directory, fcntl.LOCK_SH, wait_s)
+    except OSError:
+        fd = None
+    try:
+        yield fd is not None
+    finally:
+        if fd is not None:
+            _let_go(fd)
+
+
+@contextmanager
+def directory_exclusive(directory: Path, *, wait_s: float = 0.0) -> Iterator[None]:
+    """Be the only one who removes logs and blobs of ``directory``; nobody begins to need one of them meanwhile.
+
+    Args:
+        wait_s: how long to wait while others have it.
+
+    Raises:
+        PersistenceError: it is not free, or cannot be made.
+    """
+    what = f"cannot remove anything from {directory} now, its {DIRECTORY_LOCK} "
+    try:
+        fd = _directory_lock(directory, fcntl.LOCK_EX, wait_s)
+    except OSError as error:
+        raise PersistenceError(f"{what}cannot be locked: {error.strerror or error}") from error
+    if fd is None:
+        raise PersistenceError(f"{what}is not free: another process is removing, or building on what is there. Try again")
+    try:
+        yield
+    finally:
+        _let_go(fd)
+
+
+def _directory_lock(directory: Path, kind: int, wait_s: float) -> int | None:
+    """A descriptor that holds the lock; ``None`` if it is not free in time. Raises ``OSError``."""
+    # Network file systems want write access for an exclusive lock. O_NONBLOCK: opening a pipe must not wait.
+    mode = os.O_RDWR if kind == fcntl.LOCK_EX else os.O_RDONLY
+    flags = mode | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    fd = os.open(directory / DIRECTORY_LOCK, flags, 0o600)
+    deadline = time.monotonic() + wait_s
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise OSError(errno.EINVAL, "it is not a regular file")
+        while True:
+            try:
+                fcntl.flock(fd, kind | fcntl.LOCK_NB)
+                return fd
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    os.close(fd)
+                    return None
+            time.sleep(_POLL_S)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.close(fd)
+        raise
+
+
+def _let_go(fd: int) -> None:
+    with contextlib.suppress(OSError):
+        # A forked child may still have the descriptor; closing ours alone would not let go.
+        fcntl.flock(fd, fcntl.LOCK_UN)
+    with contextlib.suppress(OSError):
+        os.close(fd)

@@ -31,8 +31,9 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, Literal, TypeAlias, get_args
+from typing import BinaryIO, get_args
 
+from rath.core.ports import Durability
 from rath.errors import PersistenceError, UsageValueError
 from rath.session.persistence.format import (
     LONG_RECORDS,
@@ -47,8 +48,6 @@ from rath.session.persistence.lock import PathLock
 from rath.session.persistence.paths import lock_file, make_directory, sync_directory
 
 __all__ = ["Durability", "LogFile"]
-
-Durability: TypeAlias = Literal["process", "turn", "record"]
 
 _HEADER_START = b'{"record_type":"header",'
 _MAX_TORN_HEADER = 1 << 20
@@ -75,10 +74,11 @@ class LogFile:
         self.durability = durability
         self.epoch = os.urandom(8).hex()
         self.records = 0
+        self.size_bytes = 0
         self.mutex = threading.RLock()
         # Held while syncing and closing only: a slow disk must not hold up appends from another thread.
         self._sync_mutex = threading.RLock()
-        self._h = self.epoch.encode()
+        self.h = self.epoch.encode()
         self._synced = 0
         self._failure: PersistenceError | None = None
         self.finished = False
@@ -125,7 +125,8 @@ class LogFile:
                 raise
             # Not yet `_synced`: what the writer before this one left may not be on the disk.
             self.records = records
-            self._h = h
+            self.size_bytes = whole_bytes
+            self.h = h
             return torn_bytes
 
     def append(self, record_type: str, fields: bytes) -> None:
@@ -133,13 +134,14 @@ class LogFile:
         with self.mutex:
             self.check()
             try:
-                line, h = seal(line_body(record_type, self.records, fields), self._h)
+                line, h = seal(line_body(record_type, self.records, fields), self.h)
                 self._check_size(record_type, line)
                 written = os.write(self._fd, line)
                 while written < len(line):
                     written += os.write(self._fd, memoryview(line)[written:])
-                self._h = h
+                self.h = h
                 self.records += 1
+                self.size_bytes += len(line)
                 if self.durability == "record":
                     os.fdatasync(self._fd)
                     self._synced = self.records
@@ -184,15 +186,15 @@ class LogFile:
             with self.mutex:
                 self._synced = max(self._synced, records)
 
-    def finish(self, record_type: str, fields: Callable[[], bytes]) -> None:
-        """Write the last record, make everything durable, let go. Idempotent once it has succeeded.
+    def finish(self, record_type: str, fields: Callable[[], bytes]) -> bool:
+        """Write the last record, make everything durable, let go. ``False`` if it had been finished or abandoned.
 
         Args:
             fields: makes the record's fields, when all others are written.
         """
         with self._sync_mutex, self.mutex:
             if self.finished:
-                return
+                return False
             try:
                 self.sync()
                 self.append(record_type, fields())
@@ -206,6 +208,7 @@ class LogFile:
                 self._fail(failed)
             self.finished = True
             self._failure = PersistenceError(f"the session log {self.path} is closed: nothing can be appended to it")
+            return True
 
     def abandon(self) -> None:
         """Let go without a last record; :meth:`finish` does nothing any more. Idempotent, never raises."""

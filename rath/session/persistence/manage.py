@@ -16,7 +16,8 @@ from rath.errors import PersistenceError
 from rath.session.graph.kind import LineageKind
 from rath.session.persistence.edges import Edges, read_edges
 from rath.session.persistence.format import BadLine
-from rath.session.persistence.lock import PathLock, holder
+from rath.session.persistence.lock import PathLock, directory_exclusive, holder
+from rath.session.persistence.needs import read_needs
 from rath.session.persistence.paths import (
     SESSION_FILE_SUFFIX,
     SESSION_PARTIAL_SUFFIX,
@@ -28,8 +29,19 @@ from rath.session.persistence.paths import (
     sessions_dir,
 )
 
-__all__ = ["PersistedSessionMeta", "delete_session", "list_persisted_sessions", "remove", "unwritten", "writer_of"]
+__all__ = [
+    "PATIENCE_S",
+    "PersistedSessionMeta",
+    "delete_session",
+    "list_persisted_sessions",
+    "remove",
+    "unwritten",
+    "writer_of",
+]
 
+PATIENCE_S = 2.0
+"""How long removing waits for the directory's lock: others hold it for moments."""
+_NAMED = 5
 _log = logging.getLogger("rath.session.persistence")
 
 
@@ -89,18 +101,37 @@ def delete_session(session_id: UUID | str, *, path: Path | str | None = None) ->
         path: remove this file instead, whatever ``session_id`` is.
 
     Raises:
-        PersistenceError: a process is writing it, or it cannot be removed.
+        PersistenceError: other logs of its directory have their first rows in it, or may have; a process is writing
+            it; or it cannot be removed.
     """
     if path is None:
         candidates = [session_file(session_id), session_partial_file(session_id)]
     else:
         candidates = [log_path(path)]
+    if not any(log.is_file() for log in candidates):
+        return False
     removed = False
-    for log in candidates:
-        if log.is_file():
-            with unwritten(log):
-                removed = remove(log) or removed
+    with directory_exclusive(candidates[0].parent, wait_s=PATIENCE_S):
+        for log in candidates:
+            if log.is_file():
+                _refuse_if_needed(log)
+                with unwritten(log):
+                    removed = remove(log) or removed
     return removed
+
+
+def _refuse_if_needed(log: Path) -> None:
+    needs = read_needs(log.parent)
+    children = needs.children(log.name)
+    if children:
+        names = ", ".join(name.removesuffix(SESSION_FILE_SUFFIX)[:100] for name in children[:_NAMED])
+        more = ", …" if len(children) > _NAMED else ""
+        raise PersistenceError(
+            f"{log} was not deleted: {len(children):,} of the logs beside it have their first rows in it ({names}{more}). "
+            "Delete those first; export_session makes whole copies of those that you want to keep"
+        )
+    for reason in needs.kept({log.name}).values():
+        raise PersistenceError(f"{log} was not deleted, because it may be needed: {reason}")
 
 
 def writer_of(log: Path) -> str | None:
@@ -127,9 +158,13 @@ def _flocked(log: Path) -> bool:
     except OSError:
         return False
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Shared is enough to meet a writer, keeps no other look out, and needs no right to write where NFS wants one.
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        fcntl.flock(fd, fcntl.LOCK_UN)  # a forked child may still have the descriptor
     except BlockingIOError:
         return True
+    except OSError:  # a file system without locks
+        return False
     finally:
         os.close(fd)
     return False

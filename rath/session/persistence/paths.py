@@ -19,6 +19,7 @@ __all__ = [
     "SESSION_PARTIAL_SUFFIX",
     "ensure_sessions_dir",
     "lock_file",
+    "log_name",
     "log_path",
     "make_directory",
     "parse_session_id",
@@ -30,7 +31,9 @@ __all__ = [
 ]
 
 SESSIONS_DIR_NAME = "sessions"
+"""Where logs are, in the data directory."""
 SESSION_FILE_SUFFIX = ".jsonl"
+"""How a log's name ends, after the session's id."""
 SESSION_PARTIAL_SUFFIX = ".jsonl.__partial__"
 """What OpenRath 1.2 called a log that was not closed. Read here, never written."""
 _LOCK_SUFFIX = ".lock"
@@ -49,6 +52,11 @@ def session_file(session_id: UUID | str) -> Path:
         PersistenceError: ``session_id`` is not a UUID.
     """
     return sessions_dir() / f"{parse_session_id(session_id)}{SESSION_FILE_SUFFIX}"
+
+
+def log_name(session_id: UUID) -> str:
+    """The file name of a session's log: by it, logs that share its rows find it in their own directory."""
+    return f"{session_id}{SESSION_FILE_SUFFIX}"
 
 
 def session_partial_file(session_id: UUID | str) -> Path:

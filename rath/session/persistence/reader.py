@@ -8,9 +8,6 @@ says where.
 from __future__ import annotations
 
 import os
-import stat
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -19,11 +16,16 @@ from uuid import UUID
 from rath.errors import DamagedLog, PersistenceError, SandboxError, UsageError
 from rath.llm.types import RathLLMTokenUsage
 from rath.session.chunk import ChunkKind, ChunkTable
+from rath.session.logplace import LogPlace
 from rath.session.persistence.format import CURRENT_SCHEMA_VERSION, BadLine, decode_object
+from rath.session.persistence.judging import judge_line
 from rath.session.persistence.legacy import LegacyScanner
-from rath.session.persistence.paths import log_path, parse_session_id, session_file, session_partial_file
+from rath.session.persistence.paths import log_name, log_path, parse_session_id, session_file, session_partial_file
+from rath.session.persistence.prefix import follow
+from rath.session.persistence.recordparts import check_length
 from rath.session.persistence.records import PersistedSessionHeader, header_from_record, usage_from_json
-from rath.session.persistence.scan import Finding, LogScan, Scanner, check_length, judge_line, read_lines
+from rath.session.persistence.scan import Finding, LogScan, Scanner, read_lines
+from rath.session.persistence.source import open_log
 from rath.session.persistence.transcript import acceptable
 from rath.session.session import Session
 
@@ -34,10 +36,12 @@ __all__ = [
     "damaged",
     "find_log",
     "load_session",
+    "noted",
     "open_log",
     "place",
     "scan_file",
     "scan_log",
+    "scanner_for",
 ]
 
 
@@ -46,7 +50,7 @@ class PersistedSession:
     """A session as its log has it.
 
     Attributes:
-        chunk_table: every row that is whole in the file.
+        chunk_table: every row that is whole in the file, after those that it has in other logs.
         cumulative_usage: from the trailer; ``None`` while there is none, or if it has none that is one.
         closed: whether the log is complete: ``verdict == "complete"``.
         trailer_raw: the trailer record as it stands.
@@ -104,7 +108,7 @@ def load_session(session_id: UUID | str, *, path: Path | str | None = None) -> P
     header = checked_header(target, scan, None if path is not None else parse_session_id(session_id))
     return PersistedSession(
         header=header,
-        chunk_table=ChunkTable(tuple(scan.rows)),
+        chunk_table=noted(ChunkTable(tuple(scan.rows)), target, scan, header),
         cumulative_usage=usage_from_json((scan.trailer or {}).get("cumulative_usage")),
         closed=scan.verdict == "complete",
         path=target,
@@ -133,11 +137,25 @@ def checked_header(path: Path, scan: LogScan, session_id: UUID | None = None) ->
         raise damaged(path, Finding("damaged", str(error), 1, 0)) from None
     if session_id is not None and header.id != session_id:
         raise damaged(path, Finding("damaged", f"the header is of session {header.id}", 1, 0))
-    if scan.header.get("prefix") is not None:
-        raise PersistenceError(
-            f"{path} has its first rows in another log ('prefix'), which this version of rath cannot read: use a newer one"
-        )
     return header
+
+
+def noted(table: ChunkTable, path: Path, scan: LogScan, header: PersistedSessionHeader) -> ChunkTable:
+    """``table``, which begins with the rows of the log that was scanned, knowing where these stand.
+
+    Results of a log without a trailer whose row nothing counts yet are left out of that: the row may become another.
+    """
+    where = scan.shared
+    ending = scan.ending
+    if ending is not None and ending.chunk_count > (0 if where is None else where.rows):
+        borrowed, where = where, None
+        # A log under another name can lend no rows, but what continues it finds its blobs.
+        if path.name == log_name(header.id) or borrowed is None:
+            end, h = (ending.row_end, ending.row_h) if scan.trailer is None else (scan.whole_bytes, ending.h)
+            where = LogPlace(path, header.id, ending.chunk_count, ending.digest, end, h)
+    if where is not None:
+        table.note_logged(where)
+    return table
 
 
 def place(session: Session, header: PersistedSessionHeader) -> Session:
@@ -155,14 +173,6 @@ def place(session: Session, header: PersistedSessionHeader) -> Session:
             f"session {header.id} was placed in {header.sandbox_backend!r:.100}, which cannot be used here: {error}. "
             "Its rows are there all the same: Session(load_session(id).chunk_table)"
         ) from error
-
-
-def refuse_prefix(path: Path, header: dict[str, Any]) -> None:
-    """Raise ``PersistenceError`` for a log whose first rows stand in another one."""
-    if header.get("prefix") is not None:
-        raise PersistenceError(
-            f"{path} has its first rows in another log ('prefix'), which this version of rath cannot read: use a newer one"
-        )
 
 
 def find_log(session_id: UUID | str) -> Path:
@@ -189,25 +199,6 @@ def damaged(path: Path, finding: Finding) -> DamagedLog:
     )
 
 
-@contextmanager
-def open_log(path: Path) -> Iterator[BinaryIO]:
-    """The file, for reading; ``PersistenceError`` for any error of the file system, inside the block too."""
-    try:
-        # O_NONBLOCK: opening a pipe must not wait for its writer.
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        raise PersistenceError(f"cannot read the session log {path!s:.1000}: {error}") from error
-    try:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise PersistenceError(f"{path} is not a regular file")
-        with open(fd, "rb", closefd=False) as file:
-            yield file
-    except OSError as error:
-        raise PersistenceError(f"cannot read the session log {path}: {error.strerror or error}") from error
-    finally:
-        os.close(fd)
-
-
 def scan_log(path: Path) -> LogScan:
     """What the log at ``path`` says, whichever its schema and verdict.
 
@@ -232,6 +223,10 @@ def scan_file(path: Path, file: BinaryIO) -> LogScan:
             for line in lines:
                 if scanner is None:
                     scanner = scanner_for(path, line)
+                    found = _shared_rows(path, scanner)
+                    if found is not None:
+                        scanner.scan.finding = found
+                        return scanner.scan
                 else:
                     scanner.feed(line)
                 number += 1
@@ -248,6 +243,21 @@ def scan_file(path: Path, file: BinaryIO) -> LogScan:
         scan.finding = finding
     scan.whole_bytes = offset
     return scan
+
+
+def _shared_rows(path: Path, scanner: Scanner | LegacyScanner) -> Finding | None:
+    """Let the scanner begin behind the rows that the log has in others; why that cannot be."""
+    scan = scanner.scan
+    if isinstance(scanner, LegacyScanner) or scan.header.get("prefix") is None:
+        return None
+    try:
+        header = header_from_record(scan.header)
+        if header.prefix is not None:
+            scan.shared = follow(path.parent, header.id, header.prefix, scan.rows.append)
+            scanner.digest = scan.shared.digest
+    except BadLine as error:
+        return Finding("damaged", str(error), 1, 0)
+    return None
 
 
 def _cut_off(path: Path, scanner: Scanner | LegacyScanner | None, number: int, offset: int) -> LogScan:

@@ -25,6 +25,7 @@ from rath.session.persistence.lock import owner
 __all__ = [
     "Logged",
     "PersistedSessionHeader",
+    "Prefix",
     "header_fields",
     "header_from_record",
     "pairs_to_json",
@@ -61,9 +62,23 @@ _TOO_DEEP = "(nested too deep to be written)"
 _COUNTS = ("prompt_tokens", "completion_tokens", "total_tokens")
 _DETAILS = ("completion_tokens_details", "prompt_tokens_details")
 _EPOCH = re.compile(r"[0-9a-f]{16}")
+_DIGEST = re.compile(r"[0-9a-f]{32}")
+# In its usual form only: it becomes a file's name.
+_SESSION_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+MAX_ROWS = 2**53
+"""Most rows that a log may say to have: what every JSON reader can count to."""
 _MAX_TOKENS = 2**63
 _MAX_VALUE_DEPTH = 100
 """How deep a value may nest that is written: less than :data:`MAX_DEPTH`, for it stands inside other objects."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Prefix:
+    """The first ``length`` rows stand in the log of another session in the same directory; ``digest`` is theirs."""
+
+    session_id: UUID
+    length: int
+    digest: bytes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,6 +99,8 @@ class PersistedSessionHeader:
     writer: dict[str, Any] | None = dataclasses.field(default=None, repr=False)
     provider: dict[str, Any] | None = dataclasses.field(default=None, repr=False)
     seed_rows: int | None = dataclasses.field(default=None, repr=False)
+    durability: str | None = dataclasses.field(default=None, repr=False)
+    prefix: Prefix | None = None
 
 
 class Logged(Protocol):
@@ -170,7 +187,14 @@ def _detail_counts(given: Mapping[str, Any]) -> dict[str, int]:
 
 
 def header_fields(
-    session: Logged, *, epoch: str, provider: object | None, sandbox_handle_id: str | None, seed_rows: int | None = None
+    session: Logged,
+    *,
+    epoch: str,
+    provider: object | None,
+    sandbox_handle_id: str | None,
+    durability: str,
+    seed_rows: int | None = None,
+    prefix: Prefix | None = None,
 ) -> dict[str, Any]:
     """The fields of the header record of ``session``. Never waits for the session's rows."""
     spec = session.sandbox_spec
@@ -192,8 +216,15 @@ def header_fields(
         "sandbox_handle_id": plain(sandbox_handle_id),
         "provider": _provider_to_json(provider),
         "seed_rows": seed_rows,
-        "prefix": None,
+        "durability": durability,
+        "prefix": _prefix_to_json(prefix),
     }
+
+
+def _prefix_to_json(prefix: Prefix | None) -> dict[str, Any] | None:
+    if prefix is None:
+        return None
+    return {"session_id": str(prefix.session_id), "length": prefix.length, "digest": prefix.digest.hex()}
 
 
 def _provider_to_json(provider: object | None) -> dict[str, Any] | None:
@@ -259,6 +290,8 @@ def header_from_record(record: dict[str, Any]) -> PersistedSessionHeader:
         writer=_optional(record, "writer", dict),
         provider=_optional(record, "provider", dict),
         seed_rows=_optional(record, "seed_rows", int),
+        durability=_optional(record, "durability", str),
+        prefix=_prefix(record.get("prefix")),
     )
 
 
@@ -301,6 +334,21 @@ def _moment(value: object) -> datetime:
         return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
     except (ValueError, OverflowError):
         raise BadLine("created_at is not a time") from None
+
+
+def _prefix(value: object) -> Prefix | None:
+    if value is None:
+        return None
+    if not isinstance(value, dict):
+        raise BadLine("prefix: not an object")
+    session_id, length, digest = value.get("session_id"), value.get("length"), value.get("digest")
+    if not (isinstance(session_id, str) and _SESSION_ID.fullmatch(session_id)):
+        raise BadLine("prefix: session_id is not a UUID")
+    if type(length) is not int or not 0 < length <= MAX_ROWS:
+        raise BadLine("prefix: length is not a number of rows")
+    if not (isinstance(digest, str) and _DIGEST.fullmatch(digest)):
+        raise BadLine("prefix: digest is not 32 hex digits")
+    return Prefix(UUID(session_id), length, bytes.fromhex(digest))
 
 
 def _kind(value: object) -> LineageKind:

@@ -19,13 +19,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 from uuid import UUID
 
 from rath.errors import DamagedLog, PersistenceError
 from rath.llm.types import RathLLMTokenUsage, RathLLMToolCallFunction, RathLLMToolCallPart, add_usage
 from rath.session.chunk import ChunkKind, ChunkRow, ChunkTable
 from rath.session.graph.kind import LineageKind, SessionLineage
+from rath.session.persistence.costs import bill_of_records
 from rath.session.persistence.format import (
     CURRENT_SCHEMA_VERSION,
     MAX_OTHER_BYTES,
@@ -34,6 +35,7 @@ from rath.session.persistence.format import (
     encode_fields,
     result_fields,
 )
+from rath.session.persistence.lineage import recalled
 from rath.session.persistence.lock import owner
 from rath.session.persistence.logfile import Durability, LogFile
 from rath.session.persistence.migrations import upgrade_header
@@ -44,6 +46,7 @@ from rath.session.persistence.reader import (
     damaged,
     find_log,
     load_session,
+    noted,
     open_log,
     place,
     scan_file,
@@ -52,6 +55,7 @@ from rath.session.persistence.reader import (
 from rath.session.persistence.records import PersistedSessionHeader, header_from_record, usage_from_json
 from rath.session.persistence.runlog import JsonlRunLog
 from rath.session.persistence.scan import Finding, LogScan
+from rath.session.persistence.sharing import make_durable
 from rath.session.persistence.transcript import acceptable, unanswered
 from rath.session.persistence.writer import SessionLog
 from rath.session.request import LoggedSoFar
@@ -138,20 +142,27 @@ def repair_log(path_or_id: UUID | Path | str) -> Repair:
         return _repaired(file, scan, header)
 
 
-def reopen_run_log(path: Path, *, durability: Durability = "turn") -> JsonlRunLog:
+def reopen_run_log(path: Path, *, durability: Durability | None = None, model: str | None = None) -> JsonlRunLog:
     """The open log of a run that goes on, its ``resume`` record written; what it has is in ``so_far``.
+
+    Args:
+        durability: that which its header names, by default.
+        model: which one will be asked.
 
     Raises:
         DamagedLog: the log contradicts itself.
         PersistenceError: somebody writes it; it is complete; its run had not begun; its rows are no transcript.
     """
-    with _reopened(peek_log(path), durability) as (file, scan, header):
+    seen = peek_log(path)
+    if durability is None:
+        durability = cast(Durability, seen.header.durability) if seen.header.durability in get_args(Durability) else "turn"
+    with _reopened(seen, durability) as (file, scan, header):
         so_far = _so_far(file.path, scan, header)
-        log = _log_after(file, scan)
+        log = _log_after(file, scan, header)
         torn_bytes = _go_on(file, scan)
         repaired = {"torn_bytes": torn_bytes, "open_calls": so_far.results.count(None)}
         file.append("resume", encode_fields({"epoch": file.epoch, "writer": owner(), "repaired": repaired}))
-        return JsonlRunLog(log, so_far)
+        return JsonlRunLog(log, so_far, model)
 
 
 # -- looking ----------------------------------------------------------------------------------------------------------
@@ -238,6 +249,8 @@ def _reopened(seen: LogPeek, durability: Durability) -> Iterator[tuple[LogFile, 
             with file.reading() as reading:
                 scan = scan_file(seen.path, reading)
             header = checked_header(seen.path, scan, seen.header.id)
+        if durability != "process":
+            make_durable(file.path, header)
         yield file, scan, header
     except BaseException:
         file.abandon()
@@ -287,9 +300,17 @@ def _go_on(file: LogFile, scan: LogScan) -> int:
     return file.go_on(whole_bytes=scan.whole_bytes, records=scan.ending.record_count, h=scan.ending.h)
 
 
-def _log_after(file: LogFile, scan: LogScan) -> SessionLog:
-    assert scan.ending is not None
-    return SessionLog.reopened(file, scan.ending.chunk_count, scan.ending.digest)
+def _log_after(file: LogFile, scan: LogScan, header: PersistedSessionHeader) -> SessionLog:
+    ending = scan.ending
+    assert ending is not None
+    return SessionLog.reopened(
+        file,
+        header.id,
+        rows=ending.chunk_count,
+        shared_rows=0 if header.prefix is None else header.prefix.length,
+        digest=ending.digest,
+        results={index: row.encoded_payload for index, row in ending.results.items() if row is not None},
+    )
 
 
 def _repaired(file: LogFile, scan: LogScan, header: PersistedSessionHeader) -> Repair:
@@ -300,13 +321,13 @@ def _repaired(file: LogFile, scan: LogScan, header: PersistedSessionHeader) -> R
     if isinstance(gap, _Gap):
         results = tuple(row or lack for row, lack in zip(gap.durable, gap.lacking, strict=True))
         interrupted = tuple(_write_missing(file, gap))
-        rows = ChunkTable(gap.rows + results)
+        rows = noted(ChunkTable(gap.rows + results), file.path, scan, header)
     else:
-        rows = acceptable(ChunkTable(tuple(scan.rows)))
+        rows = acceptable(noted(ChunkTable(tuple(scan.rows)), file.path, scan, header))
     file.sync()
     file.abandon()
     extras = _final_extras(scan.trailer, header)
-    session = _session(header, rows, _usage(scan.trailer, scan.records), extras)
+    session = recalled(_session(header, rows, _usage(scan.trailer, scan.records), extras), file.path, scan.records)
     return Repair(file.path, session, scan.verdict, torn_bytes, interrupted)
 
 
@@ -330,10 +351,11 @@ def _so_far(path: Path, scan: LogScan, header: PersistedSessionHeader) -> Logged
     own = gap.rows[max(0, header.seed_rows or 0) :]
     replies = [row for row in own if row.kind is ChunkKind.ASSISTANT]
     return LoggedSoFar(
-        table=ChunkTable(gap.rows),
+        table=noted(ChunkTable(gap.rows), path, scan, header),
         calls=_calls(gap),
         results=gap.durable,
         usage=_usage(None, scan.records),
+        bill=bill_of_records(scan.records, (header.provider or {}).get("model")),
         turns=len(replies),
         answered=bool(own) and own[-1].kind is ChunkKind.ASSISTANT and not gap.lacking,
     )
@@ -361,7 +383,8 @@ def _calls(gap: _Gap) -> tuple[RathLLMToolCallPart, ...]:
 
 def _loaded_session(loaded: PersistedSession) -> Session:
     extras = _final_extras(loaded.trailer_raw, loaded.header)
-    return _session(loaded.header, acceptable(loaded.chunk_table), _usage(loaded.trailer_raw, loaded.records), extras)
+    usage = _usage(loaded.trailer_raw, loaded.records)
+    return recalled(_session(loaded.header, acceptable(loaded.chunk_table), usage, extras), loaded.path, loaded.records)
 
 
 def _session(

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from rath.core.events import Event, RowAppended, ToolFinished, ToolStarted, UsageReported
 from rath.core.redact import redact_text
-from rath.session.chunk import DIGEST_BYTES, ChunkRow, tool_feedback_chunk
-from rath.session.persistence.format import encode_fields, result_fields
+from rath.llm.pricing import price_of
+from rath.session.chunk import DIGEST_BYTES, ChunkRow, ChunkTable, tool_feedback_chunk
+from rath.session.persistence.blobs import BlobStore
+from rath.session.persistence.format import encode_fields
 from rath.session.persistence.records import Logged, usage_to_json
 from rath.session.persistence.writer import Durability, SessionLog
 from rath.session.request import LoggedSoFar
@@ -28,9 +30,9 @@ def open_run_log(
     provider: object | None = None,
     sandbox_handle_id: str | None = None,
     durability: Durability = "turn",
-    seed_rows: int | None = None,
+    seed: ChunkTable | None = None,
 ) -> JsonlRunLog:
-    """The open log of a run, its header written. Makes a directory entry durable: call it in a thread.
+    """The open log of a run, its header and its first rows written. Waits for the disk: call it in a thread.
 
     Args:
         session: the run's output; only what is known at once is read.
@@ -38,7 +40,8 @@ def open_run_log(
         provider: its kind, model and sampling settings go into the header.
         durability: ``"process"`` (survives SIGKILL), ``"turn"`` (what :meth:`JsonlRunLog.sync` returned for
             survives a power cut) or ``"record"`` (each record does).
-        seed_rows: how many rows the session has before the run; who goes on with the log needs to know.
+        seed: the rows that the session has before the run. Those that stand in another log of the same directory are
+            not stored again; of the others, and of the tables that they continue, it is noted that they stand here.
 
     Raises:
         PersistenceError: the file is there already, somebody else writes it, or it cannot be written.
@@ -50,8 +53,9 @@ def open_run_log(
             provider=provider,
             sandbox_handle_id=sandbox_handle_id,
             durability=durability,
-            seed_rows=seed_rows,
-        )
+            seed=seed,
+        ),
+        model=getattr(provider, "model", None),
     )
 
 
@@ -67,10 +71,11 @@ class JsonlRunLog:
     Events and rows come from one thread; :meth:`sync` may be called from another meanwhile.
     """
 
-    __slots__ = ("_file", "_log", "_so_far")
+    __slots__ = ("_file", "_log", "_model", "_so_far")
 
-    def __init__(self, log: SessionLog, so_far: LoggedSoFar | None = None) -> None:
+    def __init__(self, log: SessionLog, so_far: LoggedSoFar | None = None, model: str | None = None) -> None:
         self._log = log
+        self._model = model
         self._file = log.file
         self._so_far = so_far
 
@@ -109,12 +114,34 @@ class JsonlRunLog:
         }
         self._file.append("tool_intent", encode_fields(fields))
 
+    def keep(self, digest: str, data: bytes) -> None:
+        """Keep the whole text of a result that was cut among the log's blobs. May wait for the disk; any thread.
+
+        A text that cannot be kept fails the log, as a record that cannot be written does.
+        """
+        file = self._file
+        file.check()
+        try:
+            BlobStore.of_log(file.path).put(data, digest=digest, durable=file.durability != "process")
+        except BaseException as error:
+            with file.mutex:
+                file.latch(error)
+            raise
+
     def _tool_finished(self, event: ToolFinished) -> None:
+        for digest, size in event.spills:
+            spill = {"digest": digest, "bytes": size, "call_id": redact_text(event.call_id)}
+            self._file.append("spill", encode_fields(spill))
         payload = tool_feedback_chunk(event.call_id, event.name, event.body).encoded_payload
-        self._file.append("tool_result", result_fields(redact_text(event.call_id), event.row_index, payload))
+        self._log.append_result(redact_text(event.call_id), event.row_index, payload)
 
     def _usage_reported(self, event: UsageReported) -> None:
-        fields = {**(usage_to_json(event.usage) or {}), "model": redact_text(event.model), "price": None}
+        price = price_of(event.model) or price_of(self._model)
+        fields = {
+            **(usage_to_json(event.usage) or {}),
+            "model": redact_text(event.model),
+            "price": None if price is None else price._asdict(),
+        }
         self._file.append("usage", encode_fields(fields))
 
     def needs_sync(self) -> bool:
@@ -131,15 +158,18 @@ class JsonlRunLog:
         usage: RathLLMTokenUsage | None,
         lineage_extras: tuple[tuple[str, Any], ...],
         outcome: dict[str, Any],
+        table: ChunkTable | None = None,
     ) -> None:
         """Write the trailer, make everything durable, let file and lock go. May wait for the disk.
 
         Args:
+            table: the rows that were written, if somebody has them: logs of what continues them can refer to this one.
             usage: of the whole run.
             lineage_extras: all of them, those that the run found included.
             outcome: how the run ended, as JSON: ``{"status": "completed", …}``.
         """
-        self._log.close(usage, lineage_extras, outcome)
+        if self._log.close(usage, lineage_extras, outcome):
+            self._log.note(table, durable=self._file.durability != "process")
 
     def abandon(self) -> None:
         """Let file and lock go without a trailer. Idempotent, never raises."""

@@ -1,16 +1,16 @@
-"""Reading a log of schema 2 record by record, and judging what is found.
+"""Reading a log of schema 2 record by record.
 
-A :class:`Scanner` is fed whole lines and holds what they say. Whoever feeds it (:func:`scan_log`) finds, at
-the first bad line, which verdict it is: a tail that was cut off (``torn``: what stands before is whole) or a
-contradiction (``damaged``). Everything here is hostile input; nothing raises but :class:`BadLine` and
-``OSError``.
+A :class:`Scanner` is fed whole lines and holds what they say. Whoever feeds it (:func:`scan_log`) has the first bad
+line judged (``judging.py``). Everything here is hostile input; nothing raises but :class:`BadLine` and ``OSError``.
 
-The chunk record is what a log is made of, and its layout is fixed, so it is taken apart by position: two
-hashes, one decoding of the payload, no decoding of the record.
+Rows are what a log is made of: each in a chunk record, or in the tool_result record that came before it. Both have a
+fixed layout, so they are taken apart by position: two hashes, one decoding of the payload, no decoding of the record.
 """
 
 from __future__ import annotations
 
+import re
+from binascii import hexlify
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -18,14 +18,13 @@ from typing import Any, BinaryIO
 
 import msgspec
 
-from rath.errors import UsageTypeError
-from rath.session.chunk import DIGEST_BYTES, ChunkKind, ChunkRow
+from rath.core.encoding import decode_json
+from rath.session.chunk import DIGEST_BYTES, ChunkRow
+from rath.session.logplace import LogPlace
 from rath.session.persistence.format import (
     EMPTY_DIGEST,
     HASH_BYTES,
-    LONG_RECORDS,
     MAX_LINE_BYTES,
-    MAX_OTHER_BYTES,
     SEAL_LENGTH,
     BadLine,
     chain_hash,
@@ -33,24 +32,17 @@ from rath.session.persistence.format import (
     row_from_bytes,
     sealed_hash,
 )
+from rath.session.persistence.recordparts import RESULT, RESULT_ROW, check_length, check_payload, kept, respelt
 
-__all__ = ["Ending", "Finding", "LogScan", "Scanner", "check_length", "judge_line", "read_lines", "result_row"]
+__all__ = ["Ending", "Finding", "LogScan", "Scanner", "read_lines"]
 
 _BLOCK = 1 << 20
-# Of other records only these fields are kept, and no structure in them: a log is as large in memory as its rows.
-_KEPT = {
-    "tool_intent": ("call_id", "name", "arguments_digest", "idempotent"),
-    "tool_result": ("call_id", "index"),
-    "usage": (
-        *("prompt_tokens", "completion_tokens", "total_tokens", "prompt_tokens_details", "completion_tokens_details"),
-        *("model", "price"),
-    ),
-    "spill": ("digest", "bytes", "call_id"),
-    "resume": ("epoch", "writer", "repaired"),
-}
-_MAX_KEPT_ENTRIES = 32
 MAX_PENDING = 1 << 18
 """Most results that may wait for their rows. One turn has fewer calls: each takes six of a line's :data:`MAX_ELEMENTS`."""
+_CHUNK_START = b'{"record_type":"chunk","seq":'
+_RESULT_START = b'{"record_type":"tool_result","seq":'
+_CHUNK = re.compile(rb'\{"record_type":"chunk","seq":[0-9]+,"index":([0-9]{1,16}),"row":')
+_CHUNK_FORM = b'{"record_type":"chunk","seq":%d,"index":%d,"row":'
 _CHUNK_TAIL = len(',"digest":""') + 2 * DIGEST_BYTES + SEAL_LENGTH
 
 
@@ -71,14 +63,17 @@ class Ending:
     Attributes:
         record_count: whole records.
         h: of the last of them.
-        chunk_count: rows whose chunk record is there; ``digest`` is theirs.
-        results: tool results whose chunk record is not there, by row index; ``None`` for one that is no row.
+        chunk_count: rows up to the last one that has a chunk record, or that a trailer counts; ``digest`` is theirs.
+        row_end: where that record ends, and ``row_h`` its hash; 0 if the log has no such row of its own.
+        results: tool results behind these rows, by row index; ``None`` for one that is no row.
     """
 
     record_count: int
     h: bytes
     chunk_count: int
     digest: bytes
+    row_end: int
+    row_h: bytes
     results: dict[int, ChunkRow | None]
 
 
@@ -87,6 +82,7 @@ class LogScan:
     """What a log says: header record, whole rows, other records, trailer, and the verdict.
 
     ``whole_bytes``: where the last whole record ends. ``ending``: ``None`` for a damaged log and for schema 1.
+    ``shared``: where the rows before the log's own stand, if that is known.
     """
 
     header: dict[str, Any]
@@ -96,6 +92,7 @@ class LogScan:
     finding: Finding | None = None
     whole_bytes: int = 0
     ending: Ending | None = None
+    shared: LogPlace | None = None
 
     @property
     def verdict(self) -> str:
@@ -142,18 +139,6 @@ class _ChunkRecord(msgspec.Struct):
     digest: str
 
 
-class _KindRecord(msgspec.Struct):
-    """What kind of record a line is; the rest of it is read over, not decoded."""
-
-    record_type: str
-
-
-class _ResultRecord(msgspec.Struct):
-    """The part of a tool_result that becomes a row, as it is spelt."""
-
-    payload: msgspec.Raw
-
-
 class Scanner:
     """Takes a log's lines in order and checks each against all before it.
 
@@ -169,64 +154,137 @@ class Scanner:
         epoch = header.get("epoch")
         if not isinstance(epoch, str) or len(epoch) != 2 * HASH_BYTES or not epoch.isascii():
             raise BadLine("header: epoch is not 16 hex digits")
-        self.scan = LogScan(header)
         self.seq = 0
-        self.digest = EMPTY_DIGEST
-        self._h = self._checked_hash(line, epoch.encode())
-        self._pending: dict[int, bytes] = {}
+        h = chain_hash(epoch.encode(), line[:-SEAL_LENGTH])
+        if sealed_hash(line) != h:
+            raise BadLine("a record does not match its hash")
         self._check_seq(header)
+        self._begin(LogScan(header), h, len(line) + 1)
+
+    @classmethod
+    def behind(cls, h: bytes, end: int) -> Scanner:
+        """One that has taken a header before: ``h`` is its hash, ``end`` is where its line ends."""
+        scanner = object.__new__(cls)
+        scanner._begin(LogScan({}), h, end)
+        return scanner
+
+    def _begin(self, scan: LogScan, h: bytes, end: int) -> None:
+        self.scan = scan
         self.seq = 1
+        self.digest = EMPTY_DIGEST
+        self.h = h
+        self.end = end
+        # Results whose row has not come: its bytes, or None if it can be none.
+        self.pending: dict[int, bytes | None] = {}
+        self._row_end, self._row_h = 0, b""
 
     def feed(self, line: bytes) -> None:
         """Take the next line, without its newline. Raises :class:`BadLine`, and is then as it was before."""
-        body = line[:-SEAL_LENGTH]
-        h = blake2b(self._h + body, digest_size=HASH_BYTES).hexdigest().encode()
-        if line[-SEAL_LENGTH:] != b',"h":"%b"}' % h:
+        # Spelt out, not called: half of what loading takes are calls, at some thousand bytes a line.
+        h = hexlify(blake2b(self.h + line[:-SEAL_LENGTH], digest_size=HASH_BYTES).digest())
+        if line[-SEAL_LENGTH:] != b',"h":"' + h + b'"}':
             raise BadLine("a record does not match its hash")
-        rows = self.scan.rows
-        start = b'{"record_type":"chunk","seq":%d,"index":%d,"row":' % (self.seq, len(rows))
-        if line.startswith(start) and self.scan.trailer is None:
-            encoded = line[len(start) : -_CHUNK_TAIL]
-            digest = blake2b(self.digest + encoded, digest_size=DIGEST_BYTES).digest()
-            if line[-_CHUNK_TAIL:-SEAL_LENGTH] != b',"digest":"%b"' % digest.hex().encode():
-                raise BadLine("a chunk's digest does not match the rows")
-            rows.append(row_from_bytes(encoded))
-            self.digest = digest
-            if self._pending:
-                self._pending.pop(len(rows) - 1, None)
+        end = self.end + len(line) + 1
+        if line.startswith(_CHUNK_START) and self._usual_chunk(line):
+            counts = True
+        elif line.startswith(_RESULT_START) and self._usual_result(line):
+            counts = False
         else:
-            self._other(line)
-        self._h = h
+            counts = self._other(line)
+        if counts:
+            self._row_end, self._row_h = end, h
+        self.h = h
+        self.end = end
         self.seq += 1
 
     def finish(self) -> LogScan:
-        """What the lines said. A tool's result stands for its row where the row itself never came."""
+        """What the lines said. A tool's result stands for its row, also where no later record counts it."""
         rows = self.scan.rows
-        results = {index: result_row(line) for index, line in self._pending.items()}
-        self.scan.ending = Ending(self.seq, self._h, len(rows), self.digest, results)
+        results = {index: ChunkRow.from_encoded(made) if made else None for index, made in self.pending.items()}
+        self.scan.ending = Ending(self.seq, self.h, len(rows), self.digest, self._row_end, self._row_h, results)
         while (row := results.get(len(rows))) is not None:
             rows.append(row)
         return self.scan
 
-    def _checked_hash(self, line: bytes, previous: bytes) -> bytes:
-        h = chain_hash(previous, line[:-SEAL_LENGTH])
-        if sealed_hash(line) != h:
-            raise BadLine("a record does not match its hash")
-        return h
+    def waiting(self) -> Iterator[ChunkRow]:
+        """The rows that results stand for, behind those that a chunk or a trailer has counted."""
+        index = len(self.scan.rows)
+        while (encoded := self.pending.get(index)) is not None:
+            yield ChunkRow.from_encoded(encoded)
+            index += 1
+
+    def _usual_chunk(self, line: bytes) -> bool:
+        """Take a chunk of the usual layout. ``False``: it is none."""
+        # Where every result that waits is of a row before it, as behind a whole round. Else it says where it is.
+        index = len(self.scan.rows) + len(self.pending)
+        start = _CHUNK_FORM % (self.seq, index)
+        if not line.startswith(start):
+            found = _CHUNK.match(line) if self.pending else None
+            if found is None:
+                return False
+            index = int(found[1])
+            start = _CHUNK_FORM % (self.seq, index)
+            if not line.startswith(start):
+                return False
+        if self.scan.trailer is not None:
+            return False
+        self._row(index, line[len(start) : -_CHUNK_TAIL], line[-_CHUNK_TAIL:-SEAL_LENGTH])
+        return True
+
+    def _row(self, index: int, encoded: bytes, digest_field: bytes) -> None:
+        """Take row ``index`` from its chunk, after the rows before it that stand in results."""
+        rows = self.scan.rows
+        before = self._results(index) if self.pending else ()
+        place = len(rows) + len(before)
+        if place != index:
+            raise BadLine(f"row {index} where row {place} belongs")
+        digest = blake2b((before[-1][1] if before else self.digest) + encoded, digest_size=DIGEST_BYTES).digest()
+        if digest_field != b',"digest":"' + hexlify(digest) + b'"':
+            raise BadLine("a chunk's digest does not match the rows")
+        row = row_from_bytes(encoded)
+        if before:
+            self._take(before)
+        if self.pending:
+            self.pending.pop(index, None)
+        self.digest = digest
+        rows.append(row)
+
+    def _results(self, end: int) -> list[tuple[ChunkRow, bytes]]:
+        """The next rows, up to row ``end`` or the first that no result stands for; with each, the digest up to it."""
+        made: list[tuple[ChunkRow, bytes]] = []
+        digest, waiting = self.digest, self.pending.get
+        for index in range(len(self.scan.rows), end):
+            encoded = waiting(index)
+            if encoded is None:
+                break
+            digest = blake2b(digest + encoded, digest_size=DIGEST_BYTES).digest()
+            made.append((ChunkRow.from_encoded(encoded), digest))
+        return made
+
+    def _take(self, results: list[tuple[ChunkRow, bytes]]) -> None:
+        rows, pending = self.scan.rows, self.pending
+        for row, digest in results:
+            pending.pop(len(rows), None)
+            # Before the row: whoever is handed it may ask for the digest up to it.
+            self.digest = digest
+            rows.append(row)
 
     def _check_seq(self, record: dict[str, Any]) -> None:
         seq = record.get("seq")
         if type(seq) is not int or seq != self.seq:
             raise BadLine(f"seq is {seq!r:.40}, not {self.seq}")
 
-    def _other(self, line: bytes) -> None:
-        """Any record but a chunk of the usual layout."""
+    def _other(self, line: bytes) -> bool:
+        """Any record but a chunk of the usual layout. Whether it counts rows: a chunk, a trailer."""
         check_length(line)
         record = decode_object(line)
         self._check_seq(record)
         kind = record.get("record_type")
         if self.scan.trailer is not None and kind != "resume":
             raise BadLine("a record after the trailer")
+        if kind == "usage" or kind == "tool_intent":
+            self.scan.records.append(kept(record))
+            return False
         if kind == "chunk":
             self._chunk(line)
         elif kind == "tool_result":
@@ -238,152 +296,62 @@ class Scanner:
         elif isinstance(kind, str):
             # Unknown kinds are named too: a schema may gain records that readers can ignore.
             self.scan.trailer = None
-            self.scan.records.append(_kept(record))
+            self.scan.records.append(kept(record))
         else:
             raise BadLine("record_type is not text")
+        return kind in ("chunk", "trailer")
 
     def _chunk(self, line: bytes) -> None:
         try:
             record = msgspec.json.decode(line, type=_ChunkRecord)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             raise BadLine("a chunk without index, row and digest") from None
-        if record.index != len(self.scan.rows):
-            raise BadLine(f"row {record.index} where row {len(self.scan.rows)} belongs")
-        encoded = bytes(record.row)
-        digest = blake2b(self.digest + encoded, digest_size=DIGEST_BYTES).digest()
-        if record.digest != digest.hex():
-            raise BadLine("a chunk's digest does not match the rows")
-        self.scan.rows.append(row_from_bytes(encoded))
-        self.digest = digest
-        self._pending.pop(record.index, None)
+        self._row(record.index, bytes(record.row), b',"digest":"%b"' % record.digest.encode())
+
+    def _usual_result(self, line: bytes) -> bool:
+        """Take a tool_result of the usual layout. ``False``: it is none."""
+        found = RESULT.match(line)
+        if found is None or int(found[1]) != self.seq or self.scan.trailer is not None:
+            return False
+        payload = line[found.end() : -SEAL_LENGTH]
+        try:
+            check_payload(payload)
+            call_id = decode_json(found[2])
+        except (BadLine, ValueError):
+            return False
+        index = int(found[3])
+        self._result(index, RESULT_ROW % payload)
+        self.scan.records.append({"record_type": "tool_result", "seq": self.seq, "call_id": call_id, "index": index})
+        return True
 
     def _tool_result(self, record: dict[str, Any], line: bytes) -> None:
-        index, payload = record.get("index"), record.pop("payload", None)
-        if type(index) is not int or index < 0 or not isinstance(payload, dict):
+        index = record.get("index")
+        if type(index) is not int or index < 0 or not isinstance(record.get("payload"), dict):
             raise BadLine("a tool_result without index and payload")
-        earlier = self._pending.get(index)
-        if earlier is not None and decode_object(earlier)["payload"] != payload:
-            raise BadLine("two results for one row")
+        self._result(index, respelt(record, line))
+        self.scan.records.append(kept(record))
+
+    def _result(self, index: int, encoded: bytes | None) -> None:
+        """Let ``encoded`` wait to become row ``index``."""
+        if index in self.pending:
+            earlier = self.pending.get(index)
+            if earlier != encoded and (not earlier or not encoded or decode_json(earlier) != decode_json(encoded)):
+                raise BadLine("two results for one row")
         if index >= len(self.scan.rows):
-            if len(self._pending) >= MAX_PENDING:
+            if len(self.pending) >= MAX_PENDING:
                 raise BadLine(f"more than {MAX_PENDING:,} results without their rows")
-            self._pending[index] = line
-        self.scan.records.append(_kept(record))
+            self.pending[index] = encoded
 
     def _trailer(self, record: dict[str, Any]) -> None:
-        if record.get("final_chunk_count") != len(self.scan.rows):
-            raise BadLine(f"the trailer counts {record.get('final_chunk_count')!r:.40} rows, not {len(self.scan.rows)}")
+        count = record.get("final_chunk_count")
+        last = self._results(count) if type(count) is int else []
+        rows = len(self.scan.rows) + len(last)
+        if count != rows:
+            raise BadLine(f"the trailer counts {count!r:.40} rows, not {rows}")
         if record.get("record_count") != self.seq + 1:
             raise BadLine(f"the trailer counts {record.get('record_count')!r:.40} records, not {self.seq + 1}")
-        if record.get("digest") != self.digest.hex():
+        if record.get("digest") != (last[-1][1] if last else self.digest).hex():
             raise BadLine("the trailer's digest does not match the rows")
+        self._take(last)
         self.scan.trailer = record
-        self._pending.clear()
-
-
-def check_length(line: bytes) -> None:
-    """Raise :class:`BadLine` for a line that is longer than a record of its kind may be, before it is decoded."""
-    if len(line) < MAX_OTHER_BYTES:
-        return
-    try:
-        if msgspec.json.decode(line, type=_KindRecord).record_type in LONG_RECORDS:
-            return
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        # Lone surrogates, which msgspec refuses even where it only reads over them; rath writes the kind first.
-        if any(line.startswith(b'{"record_type":"%b",' % kind.encode()) for kind in LONG_RECORDS):
-            return
-    raise BadLine(f"a record without a row is longer than {MAX_OTHER_BYTES:,} bytes")
-
-
-def _kept(record: dict[str, Any]) -> dict[str, Any]:
-    kind = record["record_type"]
-    kept = {"record_type": kind, "seq": record["seq"]}
-    for name in _KEPT.get(kind, ()):
-        if name in record and _is_small(record[name]):
-            kept[name] = record[name]
-    return kept
-
-
-def _is_small(value: Any) -> bool:
-    """Whether a value is no structure, or a short object without structure in it."""
-    if isinstance(value, dict):
-        return len(value) <= _MAX_KEPT_ENTRIES and not any(isinstance(item, (dict, list)) for item in value.values())
-    return not isinstance(value, list)
-
-
-def result_row(line: bytes) -> ChunkRow | None:
-    """The row that a tool_result record would have become; ``None`` if it could not have become one."""
-    try:
-        payload = bytes(msgspec.json.decode(line, type=_ResultRecord).payload)
-        return row_from_bytes(b'{"kind":"tool_result","payload":' + payload + b"}")
-    except (msgspec.MsgspecError, UnicodeDecodeError):  # escaped lone surrogates, which msgspec refuses
-        pass
-    try:
-        return ChunkRow(ChunkKind.TOOL_RESULT, decode_object(line)["payload"])
-    except UsageTypeError:  # numbers of more than 64 bits, which no writer of ours writes
-        return None
-
-
-def judge_line(bad: bytes, number: int, offset: int, error: BadLine, file: BinaryIO, end: int) -> Finding:
-    """The verdict on a log whose line ``number`` (from 0) is the first bad one.
-
-    Args:
-        bad: the line; ``offset`` is where it begins.
-        error: what is wrong with it.
-        file: the log up to ``end``; it is read again, before and after the line.
-    """
-    found = Finding("damaged", str(error), number + 1, offset)
-    try:
-        if _continues_earlier(bad, number, file, end):
-            found.reason = "two writers: a second record continues an earlier one"
-        elif _valid_after(offset, file, end):
-            found.reason += "; whole records follow"
-        elif b"\0" in bad:
-            # What a file system leaves of blocks that it had promised and never wrote.
-            found.verdict, found.reason = "torn", "NUL bytes at the end"
-    except BadLine:  # an endless line further down: nothing that could be told from it
-        pass
-    return found
-
-
-def _continues_earlier(bad: bytes, number: int, file: BinaryIO, end: int) -> bool:
-    """Whether the line is a record that is valid on the chain of a record before the last one."""
-    h = sealed_hash(bad)
-    if h is None:
-        return False
-    try:
-        record = decode_object(bad)
-    except BadLine:
-        return False
-    seq = record.get("seq")
-    if type(seq) is not int or not 0 <= seq < number:
-        return False
-    if seq == 0:
-        previous = str(record.get("epoch")).encode("utf-8", "replace")
-    else:
-        # Every line before the bad one is in its place: line n has seq n.
-        before = _line_at(seq - 1, file, end)
-        previous = sealed_hash(before) or b""
-    return chain_hash(previous, bad[:-SEAL_LENGTH]) == h
-
-
-def _line_at(number: int, file: BinaryIO, end: int) -> bytes:
-    file.seek(0)
-    for lines, _ in read_lines(file, end):
-        if number < len(lines):
-            return lines[number]
-        number -= len(lines)
-    return b""
-
-
-def _valid_after(offset: int, file: BinaryIO, end: int) -> bool:
-    """Whether a whole record after the bad line continues the line before it."""
-    file.seek(offset)
-    previous: bytes | None = None  # what the line before says its hash is; nothing is before the first
-    for lines, ended in read_lines(file, end):
-        for line in lines:
-            h = sealed_hash(line) if ended else None
-            if h is not None and previous is not None and chain_hash(previous, line[:-SEAL_LENGTH]) == h:
-                return True
-            previous = h
-    return False
+        self.pending.clear()

@@ -26,7 +26,9 @@ class Verdict:
             off; what stands before it is good) or ``damaged`` (it contradicts itself).
         reason: what the first fault is, in a few words; it begins at ``line`` and ``offset``. ``None`` without one.
         records, rows: whole ones before the fault: what :func:`salvage` keeps. ``whole_bytes`` is where they end.
-            A tool's result counts as a row where its row never came.
+            A tool's result counts as a row where its row never came, and so do rows that stand in other logs.
+            If those cannot be had, the reason begins with ``prefix:``, the fault is at the header, and these are the
+            log's own.
         records_after: records behind the fault that continue the one before them; only in a damaged log.
         schema, session_id: ``None`` without a whole header.
         size_bytes: how much was read. A log that is being written may be longer by now.
@@ -97,14 +99,14 @@ def verify_file(file: BinaryIO, size_bytes: int, path: Path) -> Verdict:
 def verdict_of(walk: Walk, size_bytes: int, path: Path) -> Verdict:
     """What a walk that has come to its end found."""
     finding = walk.finding
-    more = 0 if walk.verdict == "complete" else sum(1 for _ in walk.rows_from_results())
+    more = 0 if walk.trailer is not None else sum(1 for _ in walk.rows_from_results())
     return Verdict(
         verdict=walk.verdict,
         reason=None if finding is None else finding.reason,
         line=None if finding is None else finding.line,
         offset=None if finding is None else finding.offset,
         records=walk.records,
-        rows=walk.chunks + more,
+        rows=walk.rows + more,
         whole_bytes=walk.offset,
         records_after=walk.records_after() if walk.verdict == "damaged" else 0,
         schema=walk.schema,

@@ -1,79 +1,27 @@
 """Going through a log once, from its start to its first fault, without keeping it: memory is bounded, whatever its size.
 
 The scanners (``scan.py``, ``legacy.py``) hold what they read, for whoever loads a session. Here their tables are
-replaced by ones that count: a row is checked and let go, and a tool's result that waits for its row is a place in
-the file, read again when it is needed.
+replaced by ones that count (``tally.py``): a row is checked and let go.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO
 
+from rath.errors import PersistenceError
 from rath.session.chunk import ChunkRow
 from rath.session.persistence.format import CURRENT_SCHEMA_VERSION, SEAL_LENGTH, BadLine, chain_hash, sealed_hash
+from rath.session.persistence.judging import judge_line
 from rath.session.persistence.legacy import LegacyScanner
-from rath.session.persistence.reader import refuse_prefix, scanner_for
-from rath.session.persistence.records import PersistedSessionHeader, header_from_record
-from rath.session.persistence.scan import Finding, Scanner, judge_line, read_lines, result_row
+from rath.session.persistence.prefix import follow
+from rath.session.persistence.reader import scanner_for
+from rath.session.persistence.records import PersistedSessionHeader, Prefix, header_from_record
+from rath.session.persistence.scan import Finding, Scanner, read_lines
+from rath.session.persistence.tally import Places, Tally
 
 __all__ = ["Walk"]
-
-T = TypeVar("T")
-
-
-class _Tally(list[T]):
-    """A list that counts what is appended to it, hands it on, and keeps nothing."""
-
-    def __init__(self, each: Callable[[T], None] | None) -> None:
-        super().__init__()
-        self._each = each
-        self._count = 0
-
-    def append(self, item: T) -> None:
-        self._count += 1
-        if self._each is not None:
-            self._each(item)
-
-    def __len__(self) -> int:
-        return self._count
-
-
-class _Places(dict[int, bytes]):
-    """Lines by row index, each kept as its place in the file. ``at``: the place of the line that is set next."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        super().__init__()
-        self.at = (0, 0)
-        self._file = file
-        self._places: dict[int, tuple[int, int]] = {}
-
-    def __len__(self) -> int:
-        return len(self._places)
-
-    def __bool__(self) -> bool:
-        return bool(self._places)
-
-    def __setitem__(self, index: int, line: bytes) -> None:
-        self._places[index] = self.at
-
-    def get(self, index: int, default: Any = None) -> Any:
-        place = self._places.get(index)
-        return default if place is None else self._read(place)
-
-    def pop(self, index: int, default: Any = None) -> Any:
-        return self._places.pop(index, default)  # nobody looks at what a row has replaced
-
-    def clear(self) -> None:
-        self._places.clear()
-
-    def _read(self, place: tuple[int, int]) -> bytes:
-        here = self._file.tell()
-        self._file.seek(place[0])
-        line = self._file.read(place[1])
-        self._file.seek(here)
-        return line
 
 
 class Walk:
@@ -82,14 +30,16 @@ class Walk:
     Args:
         file: the log, at its start.
         end: how far to read.
-        path: for messages.
-        each_row, each_record: called with every row, and every record that is none, as they are found.
+        path: for messages, and its directory for the rows that the log has in others.
+        each_row, each_record: called with every row, and every record that carries none, as they are found.
+        each_shared: called with the rows that the log has in others, before its own; by default, ``each_row`` is.
 
     Attributes:
         header: ``None`` until there is a whole one.
-        finding: the first fault; ``None`` for a log that is complete or open.
-        records: whole ones before the fault; ``offset`` is where the last of them ends.
-        chunks: rows that have their own record.
+        finding: the first fault; ``None`` for a log that is complete or open. Rows in other logs that cannot be had are
+            one, at the header; the walk then goes on through the log's own records, as if they were there.
+        missing: how many rows these are.
+        records: whole ones before the fault in them; ``offset`` is where the last of them ends.
 
     Raises (while iterating):
         PersistenceError: the log is of a newer schema.
@@ -103,15 +53,18 @@ class Walk:
         *,
         each_row: Callable[[ChunkRow], None] | None = None,
         each_record: Callable[[dict[str, Any]], None] | None = None,
+        each_shared: Callable[[ChunkRow], None] | None = None,
     ) -> None:
         self.header: PersistedSessionHeader | None = None
         self.finding: Finding | None = None
-        self.records = self.offset = 0
+        self.records = self.offset = self.missing = 0
         self.schema: int | None = None
         self._file, self._end, self._path = file, end, path
-        self._rows = _Tally[ChunkRow](each_row)
-        self._others = _Tally[dict[str, Any]](each_record)
-        self._places = _Places(file)
+        self._each_row, self._each_shared = each_row, each_shared or each_row
+        self._rows = Tally[ChunkRow](each_row)
+        self._others = Tally[dict[str, Any]](each_record)
+        self._places = Places(file)
+        self._own_fault: Finding | None = None
         self._scanner: Scanner | LegacyScanner | None = None
         self._lines = 0
 
@@ -128,7 +81,7 @@ class Walk:
                     yield line
                 line = b""  # what read_lines raises is about a line that nobody has
         except BadLine as error:
-            self.finding = judge_line(line, self._lines, self.offset, error, self._file, self._end)
+            self._found(judge_line(line, self._lines, self.offset, error, self._file, self._end))
             return
         if self._scanner is None:
             self._cut_off()
@@ -148,16 +101,37 @@ class Walk:
         scanner = scanner_for(self._path, line)
         scan = scanner.scan
         header = header_from_record(scan.header)
-        refuse_prefix(self._path, scan.header)
-        scan.rows, scan.records = self._rows, self._others
-        if isinstance(scanner, Scanner):
-            scanner._pending = self._places
         self._scanner, self.header = scanner, header
         self.schema = scanner.version if isinstance(scanner, LegacyScanner) else CURRENT_SCHEMA_VERSION
+        if isinstance(scanner, Scanner):
+            scanner.pending = self._places
+            if header.prefix is not None:
+                scanner.digest = header.prefix.digest
+                self._rows = Tally(self._each_row, header.prefix.length)
+                self._follow(header, header.prefix)
+        scan.rows, scan.records = self._rows, self._others
+
+    def _follow(self, header: PersistedSessionHeader, prefix: Prefix) -> None:
+        directory = self._path.parent
+        try:
+            follow(directory, header.id, prefix)
+        except BadLine as error:
+            self.finding = Finding("damaged", str(error), 1, 0)
+            self.missing = prefix.length
+            return
+        if self._each_shared is not None:
+            try:
+                follow(directory, header.id, prefix, self._each_shared)
+            except BadLine as error:  # they were good a moment ago, and some have been handed on
+                raise PersistenceError(f"a log that {self._path} has rows in was changed meanwhile: {error}") from None
 
     def _cut_off(self) -> None:
         reason = "no whole header" if self._scanner is None else "the last line was cut off"
-        self.finding = Finding("torn", reason, self._lines + 1, self.offset)
+        self._found(Finding("torn", reason, self._lines + 1, self.offset))
+
+    def _found(self, fault: Finding) -> None:
+        self._own_fault = fault
+        self.finding = self.finding or fault
 
     @property
     def verdict(self) -> str:
@@ -178,9 +152,9 @@ class Walk:
         return None if self._scanner is None else self._scanner.scan.trailer
 
     @property
-    def chunks(self) -> int:
-        """How many rows have a record of their own."""
-        return len(self._rows)
+    def rows(self) -> int:
+        """How many rows there are, without those that are missing, and without results that nothing counts yet."""
+        return len(self._rows) - self.missing
 
     @property
     def digest(self) -> bytes:
@@ -189,17 +163,14 @@ class Walk:
         return self._scanner.digest
 
     def rows_from_results(self) -> Iterator[ChunkRow]:
-        """The rows after those: tools' results that never became rows, as far as there is one for the next row."""
-        index = self.chunks
-        while (line := self._places.get(index)) is not None and (row := result_row(line)) is not None:
-            yield row
-            index += 1
+        """The rows after those: tools' results that no record counts, as far as there is one for the next row."""
+        return self._scanner.waiting() if isinstance(self._scanner, Scanner) else iter(())
 
     def records_after(self) -> int:
         """How many records behind the fault continue the line before them. Reads the rest of the file."""
-        if self.finding is None or not isinstance(self._scanner, Scanner):
+        if self._own_fault is None or not isinstance(self._scanner, Scanner):
             return 0
-        self._file.seek(self.finding.offset)
+        self._file.seek(self._own_fault.offset)
         previous: bytes | None = None
         found = 0
         try:

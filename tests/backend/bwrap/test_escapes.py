@@ -132,6 +132,7 @@ _HIDE = (
 )
 
 
+@pytest.mark.slow
 def test_a_timeout_ends_just_what_its_call_started(sandbox: BackendSandbox, sh: Sh) -> None:
     """setsid, a double fork and an empty environment do not hide; a parallel call and an earlier background process stay."""
     engine = ports.engine()

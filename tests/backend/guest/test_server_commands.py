@@ -9,6 +9,8 @@ import pytest
 
 from tests.backend.guest.client import Guest
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_command_answers_with_exit_code_and_both_outputs(guest: Guest) -> None:
     reply = guest.sh("echo out; echo err >&2; exit 7")
