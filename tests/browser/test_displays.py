@@ -29,7 +29,7 @@ from tests.browser.harness import READ_ALL, Beacon, assert_hostile_text_is_shown
 from tests.browser.payloads import ALIVE, PAYLOADS
 from tests.display.test_graph_html import fan
 
-pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.timeout(300)]
 
 SMALL = [text for text in PAYLOADS if len(text) < 4000]
 PARTS = [PAYLOADS[at : at + 120] for at in range(0, len(PAYLOADS), 120)]

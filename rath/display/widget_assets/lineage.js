@@ -1,6 +1,6 @@
 // Shows what Python drew. The text in it is escaped there; here, whatever is not on these lists is left out all the same.
 const TAGS = new Set(
-  ("div span p a pre code h3 section details summary label input style dl dt dd svg defs marker g path rect circle text " +
+  ("div span p pre code h3 section details summary label input style dl dt dd svg defs marker g path rect circle text " +
     "title foreignobject").split(" "),
 );
 const ATTRIBUTES = new Set(
