@@ -158,7 +158,7 @@ class _Panels:
         until = time.monotonic() + _READING_S
         left = max_bytes
         for node in told:
-            if len(found) >= most or left < least or time.monotonic() > until:
+            if found and (len(found) >= most or left < least or time.monotonic() > until):
                 text = _NOT_HERE
             else:
                 text = self._transcript(node, known, min(share, left))

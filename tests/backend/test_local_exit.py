@@ -52,7 +52,8 @@ def ends_clean(text: str, tmp_path: Path) -> str:
         finally:
             process.kill()
     assert process.returncode == 0, err
-    assert err == ""
+    # A busy machine makes asyncio's debug mode complain of slow steps.
+    assert [line for line in err.splitlines() if not line.startswith("Executing <")] == []
     _, pid = out.splitlines()[0].split()
     assert dead(int(pid))
     assert os.listdir(tmp_path) == []

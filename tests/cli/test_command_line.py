@@ -20,6 +20,7 @@ from rath.cli.main import main
 from rath.llm.scripted import ScriptedClient
 from rath.session.loop import run_session_loop
 from rath.session.primitives import create_system_session, create_user_session
+from rath.testing.pace import within
 from tests.cli.support import CONTROL, Ran, environment, rath
 from tests.display.support import HOSTILE
 
@@ -295,7 +296,7 @@ def test_an_engine_that_never_answers_costs_the_doctor_two_seconds(
         ran = rath_here("doctor", "--json")
         elapsed = time.monotonic() - began
     assert ran.code == 0
-    assert elapsed < 5  # two for the engine; the rest on a busy machine
+    assert elapsed < within(5)  # two for the engine; the rest on a busy machine
     assert next(check for check in ran.json["checks"] if check["name"] == "docker")["level"] == "note"
 
 

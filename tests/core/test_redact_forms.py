@@ -16,6 +16,7 @@ from rath.core.redact import REDACTED, Secrets, redact_text, register_headers, r
 from rath.display.html import session_html
 from rath.llm import Provider
 from rath.session import ChunkKind, ChunkRow, ChunkTable, Session, SessionWriter
+from rath.testing.pace import within
 
 KEY = "sk-proj-7Qx/Zt+4_mN~w0Lk9PdR"
 PHRASE = 'correct horse & "battery" staple/ü'
@@ -166,7 +167,7 @@ def test_a_key_of_several_lines_is_found_with_other_line_ends(known, given):
 def test_a_megabyte_of_backslashes_takes_no_more_than_a_moment(begin):
     began = time.thread_time()
     assert shown(knowing(KEY), begin + "\\" * 1_000_000) == begin.replace(KEY, REDACTED) + "\\" * 1_000_000
-    assert time.thread_time() - began < 2
+    assert time.thread_time() - began < within(2)
 
 
 def test_two_hundred_secrets_cost_little():
@@ -179,7 +180,7 @@ def test_two_hundred_secrets_cost_little():
     without = time.thread_time() - began
     assert secrets.redact_text(text + " ".join(keys)).count(REDACTED) == 200
     assert without < 0.05  # 5 ms; 200 when each position was tried with each of 1,600 clues
-    assert time.thread_time() - began < 1.0
+    assert time.thread_time() - began < within(1.0)
 
 
 def test_other_writers_json_is_found():

@@ -29,6 +29,7 @@ from rath.session import Session
 from rath.session.chunk import ChunkTable, user_text_chunk
 from rath.session.persistence import load_session
 from rath.session.persistence.runlog import open_run_log
+from rath.testing.pace import within
 
 SHUTDOWN = 0x8004587D
 WITHOUT_JOURNAL = struct.pack("I", 2)
@@ -134,7 +135,7 @@ def cut(mount: Path, level: str, rng: random.Random) -> dict[int, Said]:
     os.close(write)
     directory = os.open(mount, os.O_RDONLY)
     try:
-        time.sleep(rng.uniform(0.002, 0.06))
+        time.sleep(rng.uniform(0.002, within(0.06)))
         if rng.random() < 0.5:
             # The kernel writes out when it likes: let it have begun.
             ctypes.CDLL(None).syncfs(directory)

@@ -11,6 +11,7 @@ import random
 import signal
 import sys
 import time
+import traceback
 import zlib
 from pathlib import Path
 from typing import Any
@@ -86,12 +87,15 @@ def child(home: Path, pipe: int) -> None:
     """Overlapping runs until somebody kills this process."""
 
     def opened(session: Any, *, seed: ChunkTable, **options: Any) -> Acknowledging:
-        log = Acknowledging(open_run_log(session, seed=seed, durability="process", **options), pipe)
+        log = Acknowledging(open_run_log(session, seed=seed, **options | {"durability": "process"}), pipe)
         log.say_rows(seed.rows)
         return log
 
+    def reopened(path: Path, **options: Any) -> Acknowledging:
+        return Acknowledging(reopen_run_log(path, **options | {"durability": "process"}), pipe)
+
     ports.register("log", "jsonl", opened)
-    ports.register("log", "reopen", lambda path: Acknowledging(reopen_run_log(path, durability="process"), pipe))
+    ports.register("log", "reopen", reopened)
     agent = Session.from_agent_prompt("x")
     root = Session.from_user_message("a story that all runs begin with")
     while True:
@@ -136,6 +140,8 @@ def main(home: Path, kills: int, seed: int, pipe: int) -> None:
             random.seed(seed * 1_000_000 + number)
             try:
                 child(home, pipe)
+            except BaseException:
+                traceback.print_exc()
             finally:
                 os._exit(3)
         time.sleep(chance.uniform(0.01, LONGEST_S))

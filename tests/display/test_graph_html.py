@@ -31,6 +31,7 @@ from rath.session.graph.model import SessionGraph
 from rath.session.loop import run_session_loop
 from rath.session.primitives import create_system_session, create_user_session
 from rath.session.session import Session
+from rath.testing.pace import within
 from tests.display.support import HOSTILE, Page, assert_harmless
 
 HOSTILE_TEXT = HOSTILE.replace("\ud800", "")
@@ -147,7 +148,7 @@ def test_showing_a_graph_or_a_session_that_never_ends_does_not_wait() -> None:
     text = Page(graph_html(rath.lineage([after, slow]))).text
     bundle = rath.lineage([after, slow])._repr_mimebundle_()
     shown = session_html(after) + session_html(slow) + chunk_table_html(slow.partial)
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < within(1)
     assert re.search(r"\d pending", text)
     assert "pending" in bundle["text/plain"]
     assert "Go." in shown
@@ -189,7 +190,7 @@ def test_ten_thousand_nodes_are_shown_in_part_soon_and_below_a_megabyte(nodes: l
     graph = SessionGraph(nodes)
     began = time.process_time()
     bundle = graph._repr_mimebundle_()
-    assert time.process_time() - began < 1
+    assert time.process_time() - began < within(1)
     assert len("".join(bundle.values()).encode()) < 1_000_000
     page = Page(bundle["text/html"])
     assert "the latest 400 drawn; graph.to_html(path) writes a page with all" in page.text

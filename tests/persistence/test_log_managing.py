@@ -28,6 +28,7 @@ from rath.session.persistence import (
 from rath.session.persistence.lock import DIRECTORY_LOCK
 from rath.session.persistence.runlog import open_run_log
 from rath.session.session import Session
+from rath.testing.pace import within
 from tests.persistence.samples import rechained, records, rows, run_until_results, write_sample
 
 
@@ -165,7 +166,7 @@ def test_listing_reads_only_the_edges_of_a_file(home: Path) -> None:
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert (meta.id, meta.chunk_count, meta.closed) == (session_id, 5, True)
-    assert took < 0.5
+    assert took < within(0.5)
     assert peak < 1_000_000
     with pytest.raises(PersistenceError):
         load_session(session_id)
@@ -181,7 +182,7 @@ def test_ten_thousand_logs_are_listed_within_a_second(home: Path) -> None:
         started = time.process_time()
         assert len(list_persisted_sessions()) == 10_000
         took_s.append(time.process_time() - started)
-    assert min(took_s) < 1
+    assert min(took_s) < within(1)
 
 
 def test_deleting_says_whether_there_was_a_log(home: Path, tmp_path: Path) -> None:

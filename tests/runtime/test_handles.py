@@ -28,6 +28,7 @@ from rath.session import (
     user_text_chunk,
 )
 from rath.testing import ScriptedClient
+from rath.testing.pace import within
 
 
 def scripted(*replies, **options):
@@ -94,7 +95,7 @@ def test_operators_on_pending_sessions_never_block_and_a_chain_of_1000_is_built_
     for _ in range(1_000):
         session = loop(provider, user=session.user("next"))
     built = time.monotonic() - began
-    assert built < 1.0
+    assert built < within(1.0)
     assert first.status in ("pending", "running")
     assert session.status == "pending"
     first.cancel()
@@ -277,7 +278,7 @@ def test_it_works_in_a_running_loop_like_jupyters():
 
 
 def test_blocking_on_the_engines_own_thread_raises_and_says_to_await():
-    other = loop(scripted("other", latency_s=0.05))
+    other = loop(scripted("other", latency_s=within(0.2)))
     said = []
 
     @tool
@@ -426,7 +427,7 @@ def test_nested_runs_do_not_deadlock_64_chains_each_eight_deep():
     chains = [nested(8) for _ in range(64)]
     gather(*chains)
     assert all(chain.chunk_table[-1].text == "up 8" for chain in chains)
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - began < within(30)
 
 
 def test_many_threads_may_call_and_read():
@@ -791,7 +792,7 @@ def test_a_drain_gives_up_after_rath_drain_s_and_names_what_it_abandons():
         env={"RATH_DRAIN_S": "0.3"},
     )
     assert code == 0
-    assert time.monotonic() - began < 15
+    assert time.monotonic() - began < within(15)
     assert "abandoned" in err
     assert out.strip() in err
 

@@ -39,6 +39,7 @@ from rath.session.graph.tables import COLUMNS
 from rath.session.manager import SessionRegistry
 from rath.session.primitives import create_system_session, create_user_session
 from rath.session.session import Session
+from rath.testing.pace import within
 from tests.session.graphs import answer, compressed, family
 
 
@@ -406,7 +407,7 @@ def test_subtree_totals_are_those_of_each_node_and_give_up_on_knots():
     knotted = SessionGraph(nodes)
     began = time.process_time()
     totals = knotted.subtree_totals()
-    assert time.process_time() - began < 5
+    assert time.process_time() - began < within(5)
     assert totals[nodes[100].id] == Total(2 * 51)
     assert totals[nodes[-1].id] is None
     assert knotted.subtree_total(nodes[-1]) == Total(2 * 3001)
@@ -432,7 +433,8 @@ def test_tables_have_their_columns_and_every_row_and_call_once():
     for name in COLUMNS:
         assert all(tuple(row) == COLUMNS[name] for row in graph.tables(name)), name
         assert list(graph.to_frame(name).columns) == list(COLUMNS[name])
-    rows = graph.tables("rows")
+    told = {str(session.id) for session in (merged, *forks, loop, task)}
+    rows = [row for row in graph.tables("rows") if row["session_id"] in told]  # nobody holds the agent's session but the run
     # The task is gone from the registry only with its last reference: it owns its row.
     assert [(row["session_id"], row["index"]) for row in rows][:4] == [(str(task.id), 0), *((str(loop.id), n) for n in (1, 2, 3))]
     assert [row["text"] for row in rows[4:]] == ["0", "1", "2"]
@@ -482,7 +484,7 @@ def test_a_graph_of_what_is_pending_comes_at_once_and_refreshes():
     after = slow.fork()
     began = time.monotonic()
     graph = lineage(after)
-    assert time.monotonic() - began < 0.2
+    assert time.monotonic() - began < within(0.2)
     assert graph[slow].status in ("pending", "running")
     assert graph[after].status == "pending"
     after.synchronize(10)
@@ -571,7 +573,7 @@ def test_a_transcript_of_a_running_session_is_what_is_there():
     graph = lineage(session)
     began = time.monotonic()
     rows = graph.transcript(session)
-    assert time.monotonic() - began < 0.2
+    assert time.monotonic() - began < within(0.2)
     assert rows is not None
     assert len(rows) <= 1
     session.synchronize(10)
@@ -631,7 +633,7 @@ def test_a_chain_of_100_000_is_built_and_asked_in_seconds():
     assert len(graph.critical_path()) == 100_001
     assert graph.subtree_total(session) == Total(0)
     # 1.6 s where nothing else runs; 3.4 to 4.1 s on two cores with a load of 15.
-    assert time.process_time() - began < 6
+    assert time.process_time() - began < within(6)
     assert len(graph.subtree_totals()) == 100_001
     assert len(graph.tables()) == 100_001
     assert len(graph.nx) == 100_001

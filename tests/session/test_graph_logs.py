@@ -24,6 +24,7 @@ from rath.session.persistence.format import build_line
 from rath.session.persistence.lineage import read_nodes, read_transcript
 from rath.session.primitives import create_system_session, create_user_session
 from rath.session.session import Session
+from rath.testing.pace import within
 from tests.session.graphs import answer, family
 
 
@@ -385,4 +386,4 @@ def test_ten_thousand_logs_are_a_graph_in_seconds(home):
         taken_s.append(time.process_time() - began)
         assert len(graph) == 10_000 + 10
     # 0.7 s where nothing else runs; 2.3 to 3.4 s were seen on two cores with a load of 9 to 15, so the best counts.
-    assert min(taken_s) < 2
+    assert min(taken_s) < within(2)

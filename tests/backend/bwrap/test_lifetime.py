@@ -32,6 +32,7 @@ from rath.backend.types import (
 )
 from rath.core import ports
 from rath.errors import SandboxBroken, SandboxClosed, SandboxUnavailable, UsageValueError
+from rath.testing.pace import within
 
 OWNER = """
 import sys
@@ -144,7 +145,7 @@ def test_a_sandbox_that_is_killed_breaks_its_calls_at_once(bwrap: Backend) -> No
 
     began = time.monotonic()
     assert isinstance(ports.engine().run(kill()), SandboxBroken)
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < within(2)
     with pytest.raises(SandboxBroken):
         sandbox.dispatch(BackendToolCommandRun("true"))
     bwrap.close(sandbox)
@@ -159,7 +160,7 @@ def test_a_sandbox_is_ready_in_less_than_a_tenth_of_a_second(bwrap: Backend) -> 
         sandbox = bwrap.open()
         times.append(time.perf_counter() - began)
         bwrap.close(sandbox)
-    assert min(times) < 0.1, times  # 0.024 on an idle machine
+    assert min(times) < within(0.1), times  # 0.024 on an idle machine
 
 
 def test_many_open_at_once(bwrap: Backend) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from rath.testing.pace import within
 from tests.backend.guest.client import Guest
 
 pytestmark = pytest.mark.slow
@@ -163,7 +164,7 @@ def test_memory_is_bounded_however_many_commands_write(plain: Guest) -> None:
 def test_a_background_process_that_holds_stdout_does_not_hold_the_call(guest: Guest) -> None:
     start = time.monotonic()
     assert guest.sh("sleep 20 & echo started").out == b"started\n"
-    assert time.monotonic() - start < 2
+    assert time.monotonic() - start < within(2)
 
 
 def test_a_background_process_that_writes_lives_on(guest: Guest) -> None:
@@ -179,7 +180,7 @@ def test_a_background_flood_leaves_time_for_others(guest: Guest) -> None:
     start = time.monotonic()
     for _ in range(20):
         assert guest.run("true").exit == "0"
-    assert time.monotonic() - start < 3
+    assert time.monotonic() - start < within(3)
 
 
 def test_one_flood_costs_the_others_milliseconds(guest: Guest) -> None:
@@ -199,7 +200,7 @@ def test_commands_overlap(guest: Guest) -> None:
     start = time.monotonic()
     calls = [guest.spawn("sleep", "0.3") for _ in range(50)]
     assert [guest.wait(call).exit for call in calls] == ["0"] * 50
-    assert time.monotonic() - start < 3  # one after the other: 15
+    assert time.monotonic() - start < within(3)  # one after the other: 15
 
 
 def test_the_frames_of_calls_take_turns(guest: Guest) -> None:

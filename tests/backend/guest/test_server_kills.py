@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from rath.testing.pace import within
 from tests.backend.guest.client import HEADER, SOURCE, Guest, GuestDied, own_namespace, pack
 from tests.backend.guest.conftest import DOCKER, UID
 from tests.backend.guest.test_server_commands import wait_for
@@ -42,7 +43,7 @@ def survivor(guest: Guest) -> bool:
 def test_a_timeout_ends_the_tree(guest: Guest, tree: str) -> None:
     start = time.monotonic()
     reply = guest.sh(f"echo so far; {TREES[tree]}", timeout_ms=300)
-    assert time.monotonic() - start < 1.5
+    assert time.monotonic() - start < within(1.5)
     assert (reply.flags, reply.exit, reply.out) == ("t", "-9", b"so far\n")
     assert int(reply.fields()[1]) >= 300_000
     assert not survivor(guest)
@@ -147,7 +148,7 @@ def test_a_fork_bomb_ends_with_its_call(contained: Guest, bomb: str) -> None:
     other = contained.spawn("sleep", "4")
     start = time.monotonic()
     reply = contained.sh(bomb, timeout_ms=1000)
-    assert time.monotonic() - start < 3
+    assert time.monotonic() - start < within(3)
     assert reply.flags == "t"
     time.sleep(0.2)
     assert int(contained.sh("ls -d /proc/[0-9]* | wc -l").out) <= 5  # server, sleep, sh, ls, wc
