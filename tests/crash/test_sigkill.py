@@ -1,6 +1,7 @@
 """SIGKILL at random moments of processes full of overlapping runs: nothing acknowledged is lost, every run can be finished.
 
-``RATH_SIGKILLS`` says how many kills; the default is what two cores do in about four minutes.
+``RATH_SIGKILLS`` says how many kills; the default, 2,000, is what two cores do in about four minutes (fewer on a machine that is
+slower just now).
 """
 
 from __future__ import annotations
@@ -23,10 +24,11 @@ from rath.session import continue_session_loop, resume_session
 from rath.session.persistence import load_session
 from rath.session.session import Session
 from rath.testing import history_faults
+from rath.testing.pace import slowness
 from tests.crash.sigkill_child import TOOLS, model
 from tests.persistence.samples import records
 
-KILLS = int(os.environ.get("RATH_SIGKILLS", "2000"))
+KILLS = int(os.environ.get("RATH_SIGKILLS", "0")) or round(2000 / slowness())
 ROOT = Path(__file__).parents[2]
 
 
