@@ -24,10 +24,9 @@ def lineage_dot(nodes: Sequence[LineageNode]) -> str:
         label = f"{name}\\n{short_id(node.id)} · {_quoted(summary(node))}"
         lines.append(f'  s{number[node.id]} [label="{label}", tooltip="{node.id}"{_STYLE.get(node.status, "")}];')
     for node in nodes:
-        roles = node.roles or ("parent",) * len(node.parents)
         lines += [
             f"  s{number[parent]} -> s{number[node.id]}{_EDGE.get(role, '')};"
-            for parent, role in zip(node.parents, roles, strict=True)
+            for parent, role in node.parents_and_roles
             if parent in number
         ]
     return "\n".join([*lines, "}"]) + "\n"

@@ -194,11 +194,10 @@ class _Panels:
             f'<span class="soft">{_text(_sum(node))}</span><label class="rg-b" for="{self.name}-x">close</label></div>'
         ]
         if node.parents:
-            roles = node.roles or ("parent",) * len(node.parents)
             words = {"system": "instructed by", "merge": "merged with"}
             made = [
                 f"{words.get(role, 'from')} {self._link(parent)}"
-                for parent, role in zip(node.parents[:_RELATIVES], roles, strict=False)
+                for parent, role in node.parents_and_roles[:_RELATIVES]
             ]
             parts.append(f"<p>{_text(one_line(node.operator))} {', '.join(made)}{_more(node.parents)}</p>")
         if children:

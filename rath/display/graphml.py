@@ -36,8 +36,7 @@ def lineage_graphml(nodes: Sequence[LineageNode]) -> str:
         element = ElementTree.SubElement(graph, "node", id=str(node.id))
         _data(element, node_columns(node))
     for node in nodes:
-        roles = node.roles or ("parent",) * len(node.parents)
-        for parent, role in zip(node.parents, roles, strict=True):
+        for parent, role in node.parents_and_roles:
             if parent in known:
                 edge = ElementTree.SubElement(graph, "edge", source=str(parent), target=str(node.id))
                 _data(edge, {"role": role}, ("role",))

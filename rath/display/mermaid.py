@@ -21,10 +21,9 @@ def lineage_mermaid(nodes: Sequence[LineageNode]) -> str:
         label = _entity(fit(node.label or node.operator or "session", 40))
         lines.append(f'  s{number[node.id]}["{label}<br/>{short_id(node.id)} · {_entity(summary(node))}"]')
     for node in nodes:
-        roles = node.roles or ("parent",) * len(node.parents)
         lines += [
             f"  s{number[parent]} {_ARROWS.get(role, '-->')} s{number[node.id]}"
-            for parent, role in zip(node.parents, roles, strict=True)
+            for parent, role in node.parents_and_roles
             if parent in number
         ]
     return "\n".join(lines) + "\n"

@@ -63,7 +63,7 @@ def graph_otlp(graph: _Graph) -> tuple[dict[str, Any], str]:
 def _span(
     node: LineageNode, trace: str, time_ns: tuple[int, int], known: set[UUID], traces: Mapping[UUID, UUID]
 ) -> dict[str, Any]:
-    parents = [(parent, role) for parent, role in zip(node.parents, _roles(node), strict=True) if parent in known]
+    parents = [(parent, role) for parent, role in node.parents_and_roles if parent in known]
     above = next((parent for parent, role in parents if role in ("user", "parent")), None)
     links = [
         {
@@ -129,10 +129,6 @@ def _text(text: str) -> str:
     return clean(redact_text(text))
 
 
-def _roles(node: LineageNode) -> tuple[str, ...]:
-    return node.roles or ("parent",) * len(node.parents)
-
-
 def _span_id(session_id: UUID) -> str:
     return blake2b(session_id.bytes, digest_size=8).hexdigest()
 
@@ -149,7 +145,7 @@ def _traces(nodes: Sequence[LineageNode]) -> dict[UUID, UUID]:
         return session_id
 
     for node in nodes:
-        for parent, role in zip(node.parents, _roles(node), strict=True):
+        for parent, role in node.parents_and_roles:
             # One agent may instruct everything that there is.
             if parent in leader and role != "system":
                 low, high = sorted((first(parent), first(node.id)), key=order.__getitem__)

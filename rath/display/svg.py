@@ -179,7 +179,7 @@ class _Drawing:
         """The lines, each part once: long edges of one parent go the same way."""
         parts: dict[str, None] = {}
         for node in nodes:
-            for parent, role in zip(node.parents, node.roles or ("parent",) * len(node.parents), strict=True):
+            for parent, role in node.parents_and_roles:
                 kind = _EDGES.get(role, "")
                 if (parent, node.id) in self._layout.routes:
                     *ways, last = self._parts(parent, node.id)

@@ -144,6 +144,8 @@ def test_appends_are_folded_and_counted() -> None:
 def test_showing_a_graph_or_a_session_that_never_ends_does_not_wait() -> None:
     slow = answered(create_user_session("Go."), latency_s=30)
     after = slow.fork()
+    while not len(slow.partial):  # until its run has begun: its first row is there, its reply will not be
+        time.sleep(0.01)
     began = time.monotonic()
     text = Page(graph_html(rath.lineage([after, slow]))).text
     bundle = rath.lineage([after, slow])._repr_mimebundle_()

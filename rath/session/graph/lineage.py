@@ -113,6 +113,11 @@ class LineageNode:
         """That of the id: extras and usage may hold lists and dicts."""
         return hash(self.id)
 
+    @property
+    def parents_and_roles(self) -> tuple[tuple[UUID, str], ...]:
+        """Each parent with its role; a node made by hand, without roles, has ``parent`` ones."""
+        return tuple(zip(self.parents, self.roles or ("parent",) * len(self.parents), strict=True))
+
     # What the helpers of ``traverse.py`` read of sessions, headers and records they can read of nodes.
 
     @property
@@ -290,7 +295,7 @@ def fold(nodes: Iterable[LineageNode]) -> list[LineageNode]:
     for node in given:
         parents: dict[UUID, str] = {}
         folded = 0
-        for parent, role in zip(node.parents, node.roles or ("parent",) * len(node.parents), strict=True):
+        for parent, role in node.parents_and_roles:
             instead, skipped = gone.get(parent, (parent, 0))
             parents.setdefault(instead, role)
             folded += skipped
