@@ -6,19 +6,15 @@ Figures are worth only as ratios to their neighbours in the same run. The direct
 from __future__ import annotations
 
 import secrets
-import shutil
 import sys
 import tempfile
 import time
-from functools import partial
 from pathlib import Path
 from typing import get_args
 
-from rath.core import ports
 from rath.core.redact import Secrets
 from rath.flow.tool import tool
 from rath.session import Session, run_session_loop
-from rath.session.persistence.runlog import open_run_log
 from rath.session.persistence.writer import Durability
 from rath.testing import ScriptedClient
 from tests.bench.bench_log import best, rounds
@@ -33,8 +29,8 @@ def say(text: str) -> str:
     return text
 
 
-def overlapping_s(directory: Path | None, runs: int = RUNS) -> float:
-    """Seconds that so many runs of four completions take together; logged in ``directory``, if there is one."""
+def overlapping_s(directory: Path | None, level: Durability = "turn", runs: int = RUNS) -> float:
+    """Seconds that so many runs of four completions take together; logged in ``directory`` at ``level``, if there is one."""
     ask = {"tool_calls": [{"name": "say", "arguments": {"text": "x" * 500}}]}
     clients = [ScriptedClient([ask, ask, ask, "done"], latency_s=LATENCY_S).as_provider() for _ in range(runs)]
     user, agent = Session.from_user_message("go"), Session.from_agent_prompt("a")
@@ -45,6 +41,7 @@ def overlapping_s(directory: Path | None, runs: int = RUNS) -> float:
             agent,
             agent_provider=client,
             tools=[say],
+            persist=False if directory is None else level,
             persist_path=None if directory is None else directory / f"{number}.jsonl",
         )
         for number, client in enumerate(clients)
@@ -60,13 +57,8 @@ def by_durability(parent: Path | None = None, times: int = 5) -> dict[str, float
     for _ in range(times):
         took.setdefault("no log", []).append(overlapping_s(None))
         for level in get_args(Durability):
-            ports.register("log", "jsonl", partial(open_run_log, durability=level))
-            directory = Path(tempfile.mkdtemp(dir=parent))
-            try:
-                took.setdefault(level, []).append(overlapping_s(directory))
-            finally:
-                ports.register("log", "jsonl", open_run_log)
-                shutil.rmtree(directory)
+            with tempfile.TemporaryDirectory(dir=parent) as directory:
+                took.setdefault(level, []).append(overlapping_s(Path(directory), level))
     return {level: min(seconds) for level, seconds in took.items()}
 
 

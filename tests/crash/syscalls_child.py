@@ -60,7 +60,7 @@ def note(text: str) -> str:
 
 
 def opened(session: Any, *, seed: ChunkTable | None = None, **options: Any) -> Reported:
-    log = Reported(open_run_log(session, seed=seed, durability=sys.argv[3], **options)._log)  # type: ignore[arg-type]
+    log = Reported(open_run_log(session, seed=seed, **options)._log)
     log.rows = 0 if seed is None else len(seed)
     say("row", log.rows)
     return log
@@ -81,6 +81,7 @@ def run(path: str) -> None:
         Session.from_agent_prompt("a"),
         agent_provider=ScriptedClient([*asks, "done"]).as_provider(),
         tools=[note],
+        persist=sys.argv[3],  # type: ignore[arg-type]
         persist_path=path,
     )
     failure = None
@@ -94,7 +95,7 @@ def run(path: str) -> None:
 def log(path: str) -> None:
     failure = None
     try:
-        log = opened(Session.from_user_message("go"), path=path)
+        log = opened(Session.from_user_message("go"), path=path, durability=sys.argv[3])
         try:
             run_until_results(log)
             log.sync()

@@ -1487,7 +1487,7 @@ class Job(Process):
 def settle(far: list[int]) -> None:
     """In a forked child: keep only the given descriptors, as 0, 1, ...; forget the server's signals."""
     signal.set_wakeup_fd(-1)
-    for sig in (signal.SIGCHLD, *IGNORED):
+    for sig in SETTABLE:
         signal.signal(sig, signal.SIG_DFL)
     os.setsid()
     step_back(os.PRIO_PROCESS, 0)
@@ -1876,7 +1876,8 @@ class OomCounter:
 
 
 IGNORED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGPIPE)
-DEFAULTED = (*IGNORED, signal.SIGXFSZ)  # Python ignores the last one by itself
+# What a command must not inherit: what is ignored here, by Python, or by whoever started us (a shell's `&`, nohup).
+SETTABLE = tuple(signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP})
 
 
 class Server:
@@ -2336,7 +2337,7 @@ def start_program(argv: list[bytes], env: dict[bytes, bytes], actions: list[tupl
     why = errno.ENOENT
     for path in candidates(argv[0], env):
         try:
-            return os.posix_spawn(path, argv, env, file_actions=actions, setsid=True, setsigmask=(), setsigdef=DEFAULTED)
+            return os.posix_spawn(path, argv, env, file_actions=actions, setsid=True, setsigmask=(), setsigdef=SETTABLE)
         except OSError as error:
             why = error.errno or errno.ENOENT
             if why not in (errno.ENOENT, errno.EACCES, errno.ENOTDIR):

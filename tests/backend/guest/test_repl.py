@@ -13,6 +13,7 @@ from typing import NamedTuple
 import pytest
 
 from rath.backend.guest import repl
+from rath.backend.guest.config import KEEP_BYTES
 from rath.testing.pace import within
 from tests.backend.guest.client import Guest, Reply, unpack
 from tests.backend.guest.conftest import ANYWHERE, opened
@@ -144,7 +145,7 @@ def test_a_large_cell_and_a_flood_come_through(cells: Cells) -> None:
     assert cells.run(f"a = '{data}'\nlen(a)").text == "1500000"
     reply = cells.reply("import sys\nfor _ in range(40): sys.stdout.write('y' * 250000)\nprint('end')")
     assert reply.out_total == 10_000_004
-    assert len(reply.out) == 1 << 20
+    assert len(reply.out) == KEEP_BYTES
     assert reply.out.endswith(b"yend\n")
 
 

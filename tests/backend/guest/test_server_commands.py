@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from rath.testing.pace import within
 from tests.backend.guest.client import Guest
+from tests.backend.guest.conftest import opened
 
 pytestmark = pytest.mark.slow
 
@@ -113,6 +115,21 @@ def test_ignored_signals_are_not_inherited(guest: Guest) -> None:
     # Signals 32 and 33 are the C library's own; its posix_spawn ignores them until a thread is started.
     assert (blocked, ignored & ~(0b11 << 31)) == (0, 0)
     assert guest.sh("yes | head -n 1").out == b"y\n"
+
+
+@pytest.mark.parametrize("kind", ["same", "switch"])
+def test_signals_that_the_server_was_started_with_ignored_are_not_inherited(kind: str, tmp_path: Path) -> None:
+    # As a shell's `&` does (INT, QUIT), and nohup (HUP).
+    numbers = [signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR1]
+    before = [signal.signal(number, signal.SIG_IGN) for number in numbers]
+    try:
+        server = opened(kind, tmp_path)
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+    with server:
+        ignored = int(server.sh("grep SigIgn /proc/self/status").out.split()[1], 16)
+    assert ignored & ~(0b11 << 31) == 0
 
 
 def test_a_flood_keeps_head_and_tail_and_is_counted_exactly(guest: Guest) -> None:
