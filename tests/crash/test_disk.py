@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -164,3 +165,29 @@ def test_a_row_of_a_hundred_megabytes_comes_back_byte_for_byte(tmp_path: Path) -
     assert first.encoded == row.encoded
     assert first.text == text
     assert second.text == "after"
+
+
+def test_a_process_that_may_open_no_more_files_is_told_what_to_do_and_its_other_runs_end_well(tmp_path: Path) -> None:
+    def loop(number: int) -> Session:
+        client = ScriptedClient(["done"], latency_s=0.3)
+        user, agent = Session.from_user_message("go"), Session.from_agent_prompt("x")
+        path = tmp_path / f"{number}.jsonl"
+        return run_session_loop(user, agent, agent_provider=client.as_provider(), persist_path=path)
+
+    loop(0).synchronize(30)  # the engine is there
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 30, hard))
+    try:
+        runs = [loop(number) for number in range(1, 31)]
+        failed = []
+        for session in runs:
+            try:
+                session.synchronize(30)
+            except PersistenceError as error:
+                failed.append(str(error))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert 10 <= len(failed) <= 20
+    assert all("Too many open files" in text and "ulimit -n" in text for text in failed)
+    assert sum(record["record_type"] == "trailer" for path in tmp_path.glob("*.jsonl") for record in records(path)) == 31 - len(failed)
+    loop(31).synchronize(30)

@@ -27,6 +27,7 @@ from typing import Any
 
 from rath.core.encoding import decode_json, encode_json
 from rath.errors import PersistenceError
+from rath.session.persistence.paths import reason
 
 __all__ = ["DIRECTORY_LOCK", "PathLock", "directory_exclusive", "directory_shared", "holder", "owner"]
 
@@ -73,7 +74,7 @@ class PathLock:
             while self._fd < 0:
                 self._fd = self._try(what)
         except OSError as error:
-            raise PersistenceError(f"cannot lock {path}: {error.strerror or error}") from error
+            raise PersistenceError(f"cannot lock {path}: {reason(error)}") from error
 
     def _try(self, what: str) -> int:
         """The locked descriptor; -1 when the file went away between opening and locking it."""
@@ -241,7 +242,7 @@ def directory_exclusive(directory: Path, *, wait_s: float = 0.0) -> Iterator[Non
     try:
         fd = _directory_lock(directory, fcntl.LOCK_EX, wait_s)
     except OSError as error:
-        raise PersistenceError(f"{what}cannot be locked: {error.strerror or error}") from error
+        raise PersistenceError(f"{what}cannot be locked: {reason(error)}") from error
     if fd is None:
         raise PersistenceError(f"{what}is not free: another process is removing, or building on what is there. Try again")
     try:

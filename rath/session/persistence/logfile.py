@@ -24,6 +24,7 @@ writer's life. A forked child inherits the descriptors but not the right to use 
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import threading
@@ -45,7 +46,7 @@ from rath.session.persistence.format import (
     too_many_elements,
 )
 from rath.session.persistence.lock import PathLock
-from rath.session.persistence.paths import lock_file, make_directory, sync_directory
+from rath.session.persistence.paths import lock_file, make_directory, reason, sync_directory
 
 __all__ = ["Durability", "LogFile"]
 
@@ -305,8 +306,8 @@ def _create(path: Path) -> int:
             raise
     except OSError as error:
         raise PersistenceError(
-            f"cannot create the session log {path}: {error.strerror or error}. Nothing was written; "
-            "pass a path to where this process may write"
+            f"cannot create the session log {path}: {reason(error)}. Nothing was written"
+            + ("" if error.errno == errno.EMFILE else "; pass a path to where this process may write")
         ) from error
     return fd
 
@@ -317,7 +318,7 @@ def _open_existing(path: Path) -> int:
         # O_NONBLOCK: opening a pipe must not wait for its reader.
         fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError as error:
-        raise PersistenceError(f"cannot open the session log {path} to go on with it: {error.strerror or error}") from error
+        raise PersistenceError(f"cannot open the session log {path} to go on with it: {reason(error)}") from error
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
         raise PersistenceError(f"{path} is not a regular file")

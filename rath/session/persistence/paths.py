@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 from pathlib import Path
 from uuid import UUID
 
@@ -24,6 +25,7 @@ __all__ = [
     "make_directory",
     "parse_session_id",
     "pin_file",
+    "reason",
     "session_file",
     "session_partial_file",
     "sessions_dir",
@@ -164,6 +166,15 @@ def make_directory(directory: Path) -> None:
             f"cannot make the directory {directory} for session logs: {error.strerror or error}. "
             "Set OPENRATH_HOME (or pass a path) to where this process may write"
         ) from error
+
+
+def reason(error: OSError) -> str:
+    """What the system says of ``error``, and what to do where the limit is this process's own."""
+    said = error.strerror or str(error)
+    if error.errno == errno.EMFILE:
+        limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        said += f" (this process may have {limit:,}, and each logged run that goes on has two: raise it with `ulimit -n`)"
+    return said
 
 
 def sync_directory(directory: Path) -> None:
