@@ -32,6 +32,7 @@ _SWITCHES = (
     "--disable-extensions",
     "--disable-features=Translate,OptimizationHints,MediaRouter,DialMediaRouteProvider",
     "--disable-gpu",
+    "--disable-ipc-flooding-protection",  # a test follows more links in a second than a person
     "--disable-sync",
     "--force-color-profile=srgb",
     "--hide-scrollbars",

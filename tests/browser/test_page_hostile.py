@@ -97,10 +97,8 @@ def test_facts_of_sessions_are_text(tab: Tab, beacon: Beacon, tmp_path: Path) ->
           const found = [];
           for (const id of JSON.parse(document.getElementById("rath-data").textContent).nodes.id) {
             location.hash = id;
-            const panel = document.getElementById("panel");
-            const until = performance.now() + 3000;
-            while (performance.now() < until && !(panel.dataset.state === "ready" && panel.textContent.replaceAll("-", "").includes(id)))
-              await new Promise(done => setTimeout(done));
+            const panel = document.getElementById("panel"), shown = () => panel.querySelector("dd")?.textContent.replaceAll("-", "");
+            while (!(panel.dataset.state === "ready" && shown() === id)) await new Promise(done => setTimeout(done, 5));
             found.push([...panel.querySelectorAll("dd")].map(each => each.textContent));
           }
           return found;

@@ -76,7 +76,7 @@ const actions = {
     if (near) show(node, true);
     redraw();
     drawList();
-    history.replaceState(null, "", `#${uuid(node)}`);
+    setAddress(uuid(node));
   },
   compare(node) {
     if (shown.compared !== NONE && shown.compared !== node) {
@@ -119,10 +119,18 @@ const actions = {
     if (main.dataset.view === "panel") setView("graph");
     redraw();
     drawList();
-    history.replaceState(null, "", "#");
+    setAddress("");
     canvas.focus();
   },
 };
+
+function setAddress(fragment) {
+  try {
+    history.replaceState(null, "", `#${fragment}`);
+  } catch {
+    // Safari allows a hundred in ten seconds, and a key that is held down asks for more: the address lags behind then.
+  }
+}
 
 function openPanel() {
   main.classList.add("open");
