@@ -63,6 +63,7 @@ def test_it_never_chooses_the_host() -> None:
     assert registry.get_class("auto") is AutoBackend
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("bwrap_works")
 def test_without_an_engine_it_is_bwrap(tmp_path: Path) -> None:
     assert in_a_fresh_process(OPENED_BY, DOCKER_HOST=f"unix://{tmp_path}/no-engine.sock") == "bwrap"
@@ -140,6 +141,7 @@ snapshot.close()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("bwrap_works")
 def test_copies_and_snapshots_find_the_backend_that_made_them(tmp_path: Path) -> None:
     with tempfile.TemporaryDirectory(prefix="rath-test-") as place:
@@ -154,6 +156,7 @@ def test_without_an_engine_its_capabilities_are_those_of_bwrap() -> None:
     assert AutoBackend.capabilities() == registry.get_class("bwrap").capabilities()
 
 
+@pytest.mark.slow
 def test_where_nothing_works_its_capabilities_are_those_of_docker(tmp_path: Path) -> None:
     program = "from rath.backend import registry as r; print(r.get_class('auto').capabilities() == r.get_class('docker').capabilities())"
     assert in_a_fresh_process(program, DOCKER_HOST=f"unix://{tmp_path}/no-engine.sock", PATH=str(tmp_path)) == "True"

@@ -105,6 +105,7 @@ sys.stdin.read()
 """
 
 
+@pytest.mark.slow
 def test_what_a_killed_process_left_is_swept_and_nothing_else(tmp_path: Path) -> None:
     env = {**os.environ, "TMPDIR": str(tmp_path)}
 

@@ -175,6 +175,7 @@ def test_a_write_is_seen_whole_or_not_at_all(root: Confined) -> None:
     assert torn == []
 
 
+@pytest.mark.slow
 def test_a_directory_that_becomes_a_link_in_the_middle_of_a_call_leads_nowhere(root: Confined, tmp_path: Path) -> None:
     outside = tmp_path / "outside"
     outside.mkdir()

@@ -78,6 +78,7 @@ def test_nothing_is_left_at_the_end(text: str, tmp_path: Path) -> None:
     ends_clean(text, tmp_path)
 
 
+@pytest.mark.slow
 def test_nothing_is_left_after_ctrl_c(tmp_path: Path) -> None:
     process = script("sandbox.dispatch(BackendToolCommandRun('sleep 60'))", tmp_path)
     assert process.stdout is not None

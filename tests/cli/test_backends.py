@@ -45,6 +45,7 @@ def script(home: Path) -> str:
     return write_script(home / "script.json", {"tool_calls": [edit]}, {"tool_calls": [look]}, "Done.")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("bwrap_works")
 def test_a_run_in_a_sandbox_works_in_the_workspace_itself(tmp_path: Path, project: Path) -> None:
     ran = rath(tmp_path, "run", "Go", "--model", script(tmp_path), "--workspace", str(project), "--backend", "auto")
@@ -65,6 +66,7 @@ def test_branches_in_sandboxes_have_copies(tmp_path: Path, project: Path) -> Non
     assert (project / "greeting.txt").read_text() == "hello\n"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root has directories of root")
 @pytest.mark.usefixtures("bwrap_works")
 def test_a_directory_of_root_is_refused_with_the_remedy(tmp_path: Path) -> None:

@@ -94,6 +94,7 @@ def test_the_command_line_starts_without_any_sdk(tmp_path: Path) -> None:
     assert done.stdout.splitlines()[-1] == "[]"
 
 
+@pytest.mark.slow
 def test_a_reader_that_leaves_early_is_no_error(tmp_path: Path) -> None:
     _a_log(tmp_path, "x\n" * 200_000)
     done = subprocess.run(

@@ -184,6 +184,7 @@ def test_at_a_terminal_the_branches_are_a_live_table(tmp_path: Path) -> None:
     assert re.search(r"✓ +outside in +turn 6", plain)
 
 
+@pytest.mark.slow
 def test_a_place_that_cannot_be_written_is_a_clear_error_before_anything_runs(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     ran = rath(tmp_path, "demo", "--keep", str(tmp_path / "file" / "x"))

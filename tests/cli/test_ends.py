@@ -122,6 +122,7 @@ def test_a_reader_that_left_is_exit_code_141(tmp_path: Path, arguments: str) -> 
     assert (done.returncode, done.stderr) == (141, b"")
 
 
+@pytest.mark.slow
 def test_a_run_whose_reader_left_is_stopped_with_its_children(tmp_path: Path) -> None:
     (tmp_path / "work").mkdir()
     model = write_script(
@@ -217,6 +218,7 @@ def test_a_command_that_is_interrupted_says_so_and_exits_by_the_signal(tmp_path:
         writer.abandon()
 
 
+@pytest.mark.slow
 def test_a_stream_that_is_closed_is_no_trouble(tmp_path: Path) -> None:
     done = subprocess.run(
         ["sh", "-c", 'exec "$@" >&-', "sh", *command(["sessions", "list"])],

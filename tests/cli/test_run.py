@@ -185,6 +185,7 @@ def test_branches_overlap_in_copies_and_leave_the_workspace_alone(tmp_path: Path
     assert (workspace / "greeting.txt").read_text() == "mine\n"
 
 
+@pytest.mark.slow
 def test_branches_are_shown_line_by_line_where_nothing_can_be_redrawn(tmp_path: Path, workspace: Path, model: str) -> None:
     ran = rath(
         tmp_path, "run", "Go", "--model", model, "--workspace", "work", "--backend", "local", "--branches", "2"
@@ -212,6 +213,7 @@ def test_a_terminal_gets_a_table_and_colours_and_no_color_takes_the_colours_away
     assert "\x1b[3" not in plain.replace("\x1b[3m", "")  # italics are no colour
 
 
+@pytest.mark.slow
 def test_what_models_and_tools_say_cannot_drive_the_terminal(tmp_path: Path, workspace: Path) -> None:
     text = HOSTILE.replace("\ud800", "")
     model = write_script(
@@ -298,6 +300,7 @@ def test_ctrl_c_stops_the_tool_gives_130_and_leaves_an_open_log(tmp_path: Path, 
     assert len(loaded.chunk_table) >= 3
 
 
+@pytest.mark.slow
 def test_ctrl_c_while_branches_wait_for_the_model_gives_130(tmp_path: Path, workspace: Path) -> None:
     model = write_script(
         tmp_path / "s.json",
@@ -351,6 +354,7 @@ def test_a_server_that_refuses_the_key_is_one_clear_line(tmp_path: Path, workspa
     assert "Traceback" not in ran.err
 
 
+@pytest.mark.slow
 def test_a_directory_for_logs_that_cannot_be_made_is_a_clear_error(tmp_path: Path, workspace: Path) -> None:
     model = write_script(tmp_path / "s.json", "Done.")
     (tmp_path / "file").write_text("")

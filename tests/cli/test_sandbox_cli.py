@@ -211,6 +211,7 @@ def test_nothing_can_enter_a_sandbox_that_has_no_container(tmp_path: Path, sandb
     assert "session.require_sandbox()" in ran.err
 
 
+@pytest.mark.slow
 def test_the_tab_key_completes_ids(tmp_path: Path) -> None:
     with program(tmp_path, RECORDS, "ab" * 8), program(tmp_path, RECORDS, "cd" * 8):
         done = subprocess.run(

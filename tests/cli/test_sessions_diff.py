@@ -6,6 +6,8 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from rath.session.chunk import ChunkTable, user_text_chunk
 from rath.session.persistence import SessionWriter, session_file
 from rath.session.session import Session
@@ -81,6 +83,7 @@ def test_a_page_is_written_and_named(rath_here: Rath, tmp_path: Path) -> None:
     assert "<script" not in page
 
 
+@pytest.mark.slow
 def test_a_terminal_gets_colours_and_nothing_of_the_logs_own(rath_here: Rath, tmp_path: Path) -> None:
     one, other = logged("a", "b"), logged("a", "c \x1b]0;title\x07 \x1b[2J")
     code, written = rath_at_a_terminal(tmp_path, "sessions", "diff", str(one.id), str(other.id), env=environment(tmp_path))

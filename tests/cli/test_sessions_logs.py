@@ -175,6 +175,7 @@ def test_an_id_means_its_log_in_whatever_case_and_form(rath_here: Rath) -> None:
     assert rath_here("sessions", "verify", "-").code == 2
 
 
+@pytest.mark.slow
 def test_logs_that_are_deleted_meanwhile_are_not_verified(rath_here: Rath) -> None:
     log = session_file(log_of().id)
     logs = [log, *(shutil.copy(log, log.with_name(f"{uuid4()}.jsonl")) for _ in range(400))]

@@ -92,6 +92,7 @@ def test_no_secret_survives_in_base64(secret, before, after, url_safe):
     assert not holds_base64(out, secret)
 
 
+@pytest.mark.slow
 @given(secret_texts, st.data())
 def test_no_secret_survives_in_url_encoding_however_partial(secret, data):
     def spell(char: str) -> str:
@@ -235,6 +236,7 @@ def test_a_secret_added_later_is_found_from_then_on():
     assert secrets.redact_text("first-secret-1 second-secret-2") == f"{REDACTED} {REDACTED}"
 
 
+@pytest.mark.slow
 def test_a_megabyte_of_encoded_text_takes_no_more_than_a_moment():
     secrets = knowing(KEY, PEM, PHRASE)
     text = "%41" * 300_000 + quote(KEY, safe="") + "\n".join(["QUJD" * 19] * 3_000)

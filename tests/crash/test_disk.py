@@ -167,6 +167,7 @@ def test_a_row_of_a_hundred_megabytes_comes_back_byte_for_byte(tmp_path: Path) -
     assert second.text == "after"
 
 
+@pytest.mark.slow
 def test_a_process_that_may_open_no_more_files_is_told_what_to_do_and_its_other_runs_end_well(tmp_path: Path) -> None:
     def loop(number: int) -> Session:
         client = ScriptedClient(["done"], latency_s=0.3)

@@ -85,6 +85,7 @@ def test_runs_that_end_in_time_are_closed_when_the_interpreter_exits(tmp_path: P
         assert not lock_file(log).exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("end", "number", "code"), [("exit", None, 0), ("handled", signal.SIGTERM, 143)])
 def test_runs_that_do_not_end_in_time_leave_open_logs_that_answer_every_call(
     tmp_path: Path, end: str, number: int, code: int

@@ -92,6 +92,7 @@ def test_collecting_and_drawing_a_pending_graph_does_not_wait() -> None:
     slow.cancel()
 
 
+@pytest.mark.slow
 def test_a_chain_of_ten_thousand_is_no_recursion() -> None:
     session = create_user_session("Go.")
     for _ in range(10_000):
@@ -171,6 +172,7 @@ def test_a_drawing_is_well_formed_xml_with_a_tooltip_for_every_session() -> None
     assert ElementTree.fromstring(lineage_svg([])).tag.endswith("svg")
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_boxes_of_a_layer_never_overlap_and_edges_go_down(data: st.DataObject) -> None:

@@ -64,6 +64,7 @@ def shapes() -> dict[str, list[list[int]]]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(shapes()))
 def test_ten_thousand_sessions_of_any_shape_are_placed_in_no_time(name: str) -> None:
     parents = shapes()[name]

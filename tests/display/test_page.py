@@ -81,6 +81,7 @@ def tags_of(html: str) -> list[str]:
     return re.findall(r"<[a-zA-Z/!?][^>]*", re.sub(r"sha256-[^']*", "", without))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("start", range(0, len(PAYLOADS), 50))
 def test_no_text_ends_the_element_that_holds_it(start: int) -> None:
     tags = tags_of(graph_page([LineageNode(UUID(int=1), label="x")], transcript=lambda _id: table("y"), title="z"))
@@ -170,6 +171,7 @@ def test_a_page_stays_below_its_bound_and_every_session_keeps_its_ends() -> None
     assert f"{left_out:,} rows left out" in reader.data["notes"][0]
 
 
+@pytest.mark.slow
 def test_of_more_sessions_than_fit_the_last_are_there_and_the_rest_is_counted() -> None:
     nodes = chain(12_000)
     html = graph_page(nodes, max_bytes=MIN_BYTES)
@@ -284,6 +286,7 @@ def test_an_empty_lineage_is_a_page_too() -> None:
     assert PageReader(graph_page([])).data["nodes"]["id"] == []
 
 
+@pytest.mark.slow
 def test_rows_that_many_sessions_walk_are_not_walked_forever() -> None:
     transcripts = Transcripts(50_000_000)
     rows = table(*map(str, range(2000)))

@@ -70,6 +70,7 @@ def test_watching_a_registry_may_begin_before_the_first_run() -> None:
     until(lambda: watchers() == 0)
 
 
+@pytest.mark.slow
 def test_watching_a_directory_that_nobody_writes_to_ends(tmp_path: Path) -> None:
     widget = rath.watch(dir=tmp_path, idle_s=0.3)
     until(lambda: widget.state == "every run has ended")

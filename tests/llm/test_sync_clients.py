@@ -164,6 +164,7 @@ def test_cancelling_a_completion_closes_the_connection():
         asyncio.run(cancel(server))
 
 
+@pytest.mark.slow
 def test_ctrl_c_while_waiting_for_a_delta_ends_the_stream():
     program = """
         import os, signal, threading

@@ -214,6 +214,7 @@ def test_a_file_where_a_directory_belongs_is_an_error(store: BlobStore, place: s
         store.put(DATA)
 
 
+@pytest.mark.slow
 def test_whoever_removes_is_waited_for_and_then_the_blob_is_written_all_the_same(store: BlobStore, tmp_path: Path) -> None:
     fd = os.open(tmp_path / "sessions" / DIRECTORY_LOCK, os.O_RDWR | os.O_CREAT)
     fcntl.flock(fd, fcntl.LOCK_EX)
@@ -349,6 +350,7 @@ def test_a_copy_of_a_log_gets_the_blobs_that_it_mentions_and_no_others(store: Bl
     assert copies.get(mentioned[3]) == b"text 3"
 
 
+@pytest.mark.slow
 def test_a_digest_is_found_wherever_a_block_ends(store: BlobStore, tmp_path: Path) -> None:
     digest = store.put(DATA)
     for before in range((1 << 20) - 70, (1 << 20) + 6, 5):

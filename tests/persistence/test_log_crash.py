@@ -258,6 +258,7 @@ def test_sigkill_in_the_middle_of_writing_loses_no_acknowledged_row(tmp_path: Pa
         assert row.payload["content"].startswith(f"row {index} ")
 
 
+@pytest.mark.slow
 def test_a_reader_beside_a_writer_sees_whole_rows_only(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     with python(_FLOOD, path) as process:
@@ -317,6 +318,7 @@ def test_a_forked_child_that_lives_on_does_not_keep_the_lock(tmp_path: Path) -> 
         os.close(write)
 
 
+@pytest.mark.slow
 def test_many_processes_race_for_one_log_and_one_wins(home: Path) -> None:
     session = Session.from_user_message("go")
     code = _HOLD.replace("writer = SessionWriter(session)", "try:\n    writer = SessionWriter(session)\nexcept Exception as e:\n    print(type(e).__name__, flush=True)\n    sys.exit()")

@@ -145,6 +145,7 @@ def test_contradictions_are_refused(home: Path, lines: list[Any], reason: str) -
     assert session_file(ID).read_bytes() == data
 
 
+@pytest.mark.slow
 def test_every_truncation_is_open_or_torn(home: Path) -> None:
     data = write(session_file(ID), header(), *chunks(), trailer())
     for length in range(len(data)):

@@ -352,6 +352,7 @@ assert len(prune_sessions(older_than=timedelta())) == 9
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(subprocess.run(["which", "strace"], capture_output=True).returncode != 0, reason="needs strace")
 def test_no_power_cut_in_a_pruning_brings_a_log_back_whose_rows_are_gone(tmp_path: Path) -> None:
     chains = [chain(3, days=1) for _ in range(3)]

@@ -139,6 +139,7 @@ def test_an_id_that_is_a_way_out_of_the_directory_leads_nowhere(name: str, tmp_p
 WRONG: list[Any] = [None, True, -1, 10**30, 1.5, "", "\ud800", [[]], {"a": [1]}]
 
 
+@pytest.mark.slow
 def test_no_field_of_any_record_can_have_a_type_that_raises(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     write_sample(path)
@@ -200,6 +201,7 @@ def record_with(kind: str, payload: bytes) -> bytes:
     return b'{"record_type":"chunk","seq":%d,"index":0,"row":' + row + b',"digest":"' + digest + b'"'
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("payload", "reason"),
     [
@@ -220,6 +222,7 @@ def test_what_would_exhaust_a_parser_is_damaged_and_cheap(kind: str, payload: by
     assert time.perf_counter() - start < within(5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["chunk", "tool_result"])
 def test_a_number_with_a_long_exponent_is_a_number(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"

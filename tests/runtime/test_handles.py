@@ -390,6 +390,7 @@ def test_two_tools_that_wait_for_each_others_runs_with_gather_are_refused():
     assert '"refused"' in {held["one"].chunk_table[2].text, held["two"].chunk_table[2].text}
 
 
+@pytest.mark.slow
 def test_a_time_limit_of_as_completed_is_for_the_wait_only(gate):
     async def main():
         fast = loop(scripted("x"))
@@ -721,6 +722,7 @@ def test_a_failure_that_a_dependant_read_is_not_reported():
     assert "never read" not in err
 
 
+@pytest.mark.slow
 def test_cancelled_handles_are_never_reported():
     _, _, err = script(
         """
@@ -782,6 +784,7 @@ def test_after_the_engine_has_closed_nothing_hangs():
     assert "exiting" in out + err
 
 
+@pytest.mark.slow
 def test_a_drain_gives_up_after_rath_drain_s_and_names_what_it_abandons():
     began = time.monotonic()
     code, out, err = script(
@@ -797,6 +800,7 @@ def test_a_drain_gives_up_after_rath_drain_s_and_names_what_it_abandons():
     assert out.strip() in err
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_the_drain():
     process = subprocess.Popen(
         [sys.executable, "-c", "from rath.session import *\nfrom rath.testing import ScriptedClient\n"
@@ -826,6 +830,7 @@ def test_a_forked_child_has_a_fresh_engine():
     assert (code, out.split("\n")[:2]) == (0, ["child", "parent again"]), err
 
 
+@pytest.mark.slow
 def test_reading_a_run_of_the_parent_process_in_a_forked_child_raises_instead_of_hanging():
     code, out, err = script(
         """

@@ -163,6 +163,7 @@ def test_a_binary_file_is_never_said_to_be_the_same_on_both_sides() -> None:
     assert changed_alone(one, None) is None
 
 
+@pytest.mark.slow
 def test_a_workspace_that_is_in_use_by_a_running_session_is_not_asked() -> None:
     with Session.from_user_message("go").to("local") as base:
         slow = run(base, shell("touch a.txt"), {"text": "late", "latency_s": 0.4})

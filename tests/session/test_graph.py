@@ -392,6 +392,7 @@ def test_runs_inside_an_operator_are_charged_to_it_once():
     assert lineage([out, *inner]).subtree_totals()[out.id] == Total(32)
 
 
+@pytest.mark.slow
 def test_subtree_totals_are_those_of_each_node_and_give_up_on_knots():
     made = family()
     graph = lineage(made["end"])
@@ -524,6 +525,7 @@ def test_the_registry_is_a_source_and_what_was_seen_stays():
     assert len(conditioned.refresh()) == 1
 
 
+@pytest.mark.slow
 def test_the_registry_can_be_looked_at_while_threads_register_sessions():
     registry, over = SessionRegistry(), threading.Event()
 

@@ -177,6 +177,7 @@ def test_memory_and_logs_together_are_one_graph(home):
 # -- verdicts -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_log_without_an_end_is_running_while_it_is_written_and_unknown_afterwards(home):
     slow = answer(create_user_session("Go."), persist=True, latency_s=0.5)
     deadline = time.monotonic() + 5

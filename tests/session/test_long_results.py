@@ -346,6 +346,7 @@ def test_a_run_that_was_killed_goes_on_and_reads_what_it_had_kept(home):
     assert [r.get("whole") or r["text"] for r in results(out)] == [DIGEST, TEXT[:10]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("record", ["spill", "tool_result"])
 def test_a_run_that_is_killed_between_blob_and_result_has_a_blob_that_nobody_needs_and_no_result(home, record):
     program = f"""

@@ -163,6 +163,7 @@ def test_a_sandbox_is_ready_in_less_than_a_tenth_of_a_second(bwrap: Backend) -> 
     assert min(times) < within(0.1), times  # 0.024 on an idle machine
 
 
+@pytest.mark.slow
 def test_many_open_at_once(bwrap: Backend) -> None:
     async def open_and_ask() -> bytes:
         sandbox = await bwrap.open_in_loop(None)

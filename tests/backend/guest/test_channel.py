@@ -496,6 +496,7 @@ def test_more_than_the_window_of_a_stream_is_a_lie() -> None:
     with_peer(test)
 
 
+@pytest.mark.slow
 def test_a_window_full_of_tiny_frames_needs_no_more_memory_than_one_of_large_ones() -> None:
     frames = 20_000
 
@@ -574,6 +575,7 @@ def test_a_slow_job_may_be_silent_as_long_as_the_guest_lives() -> None:
     with_peer(test)
 
 
+@pytest.mark.slow
 def test_a_host_that_is_slow_itself_is_not_the_guests_silence() -> None:
     async def slow() -> AsyncIterator[bytes]:
         for _ in range(3):

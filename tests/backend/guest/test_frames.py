@@ -34,6 +34,7 @@ def in_pieces(data: bytes, cuts: list[int]) -> list[bytes]:
     return [data[start:end] for start, end in zip([0, *at], [*at, len(data)], strict=True)]
 
 
+@pytest.mark.slow
 @given(st.lists(frames, max_size=8), st.lists(st.integers(0), max_size=8))
 def test_frames_arrive_whole_however_the_bytes_are_cut(sent: list[Frame], cuts: list[int]) -> None:
     decoder = Decoder()

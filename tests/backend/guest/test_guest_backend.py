@@ -262,6 +262,7 @@ def test_code_that_forges_answers_hurts_only_itself(sandbox: BackendSandbox) -> 
 # -- files ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_file_of_64_mib_is_read_and_a_larger_one_is_refused(sandbox: BackendSandbox) -> None:
     run(sandbox, f"truncate -s {64 << 20} fits; truncate -s {(64 << 20) + 1} large")
     fits = sandbox.dispatch(BackendToolFilesRead("fits", encoding=None))
@@ -436,6 +437,7 @@ def test_a_guest_that_dies_while_it_opens_is_unavailable_and_gone() -> None:
     assert backend.sandbox_count() == 0
 
 
+@pytest.mark.slow
 def test_64_commands_at_once_need_no_thread_and_no_task_each(sandbox: BackendSandbox) -> None:
     async def many() -> int:
         tasks = [asyncio.ensure_future(sandbox.perform(BackendToolCommandRun("sleep 0.3"))) for _ in range(64)]
