@@ -26,6 +26,7 @@ from rath.core.events import (
     ReasoningDelta,
     TextDelta,
     ToolCallDelta,
+    UsageReported,
 )
 
 __all__ = ["EventStream", "SessionEvents"]
@@ -50,9 +51,12 @@ class EventStream:
 
     Emitting takes no lock: an event is first appended, then pushed to the readers of that moment. A new reader is first
     registered, then copies what has passed; what it gets twice it knows by ``seq``.
+
+    Attributes:
+        on_usage: gets each ``UsageReported`` first. It is no reader: nothing is streamed for its sake.
     """
 
-    __slots__ = ("_deltas", "_history", "_readers", "run_id", "seq", "session_id")
+    __slots__ = ("_deltas", "_history", "_readers", "on_usage", "run_id", "seq", "session_id")
 
     def __init__(self, run_id: UUID, session_id: UUID) -> None:
         self.run_id = run_id
@@ -61,6 +65,7 @@ class EventStream:
         self._history: list[Event] = []
         self._deltas: tuple[Event, ...] = ()
         self._readers: tuple[Callable[[Event], None], ...] = ()
+        self.on_usage: Callable[[UsageReported], None] | None = None
 
     @property
     def has_readers(self) -> bool:
@@ -76,6 +81,8 @@ class EventStream:
             self._history.append(event)
             if kind is MessageFinished:
                 self._deltas = ()
+            elif kind is UsageReported and self.on_usage is not None:
+                self.on_usage(event)  # type: ignore[arg-type]
         for push in self._readers:
             push(event)
         return event

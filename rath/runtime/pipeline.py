@@ -26,6 +26,7 @@ from rath.runtime.dispatch import ended
 from rath.runtime.job import Job
 from rath.runtime.sync import LogSync
 from rath.session.chunk import INTERRUPTED_BODY, ChunkKind, ChunkRow, ChunkTable, tool_feedback_chunk
+from rath.session.graph.record import LineageRecord
 from rath.session.outcome import EAGER_DIGEST_ROWS, Outcome
 from rath.session.request import RunRequest
 from rath.session.session import snapshot_session
@@ -46,6 +47,7 @@ async def run_through(job: Job, request: RunRequest, make_run: MakeRun) -> Outco
     seed = request.user.partial if request.operator != "run_session_compress" else ChunkTable()
     view = job.view
     view.base = seed
+    view.stream.on_usage = partial(_book, request.record, request.provider.model)
     if request.persist:
         open_log = _open_log if request.resume is None else _reopen_log
         job.log = await _opened(asyncio.ensure_future(job.engine.call(open_log, job, request, seed)))
@@ -57,7 +59,7 @@ async def run_through(job: Job, request: RunRequest, make_run: MakeRun) -> Outco
         outcome = await _through_middleware(job, request, make_run, seed)
     else:
         sync = None if job.log is None else LogSync(job.engine.syncs, job.log)
-        outcome = await make_run(request, job, seed, view.rows, _emitter(job, request.provider.model), sync).run()
+        outcome = await make_run(request, job, seed, view.rows, _emitter(job), sync).run()
     if job.log is not None:
         log, extras = job.log, (*request.record.extras, *outcome.extras)
         close = partial(
@@ -109,16 +111,17 @@ async def _closed(closing: asyncio.Future[None]) -> None:
     closing.result()
 
 
-def _emitter(job: Job, asked: str | None) -> Callable[..., None]:
-    emit, log, record = job.view.stream.emit, job.log, job.record
+def _book(record: LineageRecord, asked: str | None, event: events.UsageReported) -> None:
+    record.book(event.usage, event.model, asked)
+
+
+def _emitter(job: Job) -> Callable[..., Any]:
+    emit, log = job.view.stream.emit, job.log
+    if log is None:
+        return emit
 
     def emit_and_log(kind: type[Any], *fields: Any) -> None:
-        event = emit(kind, *fields)
-        if kind is events.UsageReported:
-            usage, model = fields
-            record.book(usage, model, asked)
-        if log is not None:
-            log.on_event(event)
+        log.on_event(emit(kind, *fields))
 
     return emit_and_log
 
@@ -221,7 +224,6 @@ class _Fold:
 
     def __init__(self, job: Job, request: RunRequest, seed: ChunkTable) -> None:
         self.job = job
-        self._asked = request.provider.model
         self._seed = seed
         so_far = None if job.log is None else job.log.so_far
         self._usage: RathLLMTokenUsage | None = None if so_far is None else so_far.usage
@@ -251,7 +253,6 @@ class _Fold:
             fields["index"] = len(self._seed) + len(rows) - 1
         elif isinstance(event, events.UsageReported):
             self._usage = add_usage(self._usage, event.usage)
-            self.job.record.book(event.usage, event.model, self._asked)
         elif isinstance(event, events.ToolFinished):
             fields["row_index"] = self._row_of(event)
         own = [value for name, value in fields.items() if name not in _COMMON_FIELDS]

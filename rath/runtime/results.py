@@ -354,7 +354,7 @@ _DOCUMENTED: Mapping[type, _Encoder] = {
     ToolExecutionFailure: _failed,
     str: _string,
 }
-_ENCODERS: Mapping[type, _Encoder] = {**_DOCUMENTED, dict: _any, list: _any, NoneType: _any}
+_ENCODERS: Mapping[type, _Encoder] = {**_DOCUMENTED, dict: _any, list: _any, int: _any, float: _any, NoneType: _any}
 
 
 def _encoder_of_base(raw: Any) -> _Encoder:

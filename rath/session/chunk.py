@@ -79,10 +79,13 @@ class ChunkRow:
         _raw: bytes | None
 
     def __init__(self, kind: ChunkKind, payload: Mapping[str, Any]) -> None:
-        kind = ChunkKind(kind)
-        if not isinstance(payload, Mapping):
-            raise UsageTypeError(f"a row's payload is a mapping, not {type(payload).__name__}")
-        raw = encode_json(payload if type(payload) is dict else dict(payload))
+        if type(kind) is not ChunkKind:
+            kind = ChunkKind(kind)
+        if type(payload) is not dict:
+            if not isinstance(payload, Mapping):
+                raise UsageTypeError(f"a row's payload is a mapping, not {type(payload).__name__}")
+            payload = dict(payload)
+        raw = encode_json(payload)
         safe = redact_bytes(raw)
         _set(self, "kind", kind)
         _set(self, "encoded", _PREFIX[kind] + safe + b"}")

@@ -226,6 +226,7 @@ class _Signature:
         try:
             config = ConfigDict(extra="forbid")
             self._model: type[BaseModel] = create_model(tool_name, __config__=config, **fields)
+            self._validate: Callable[[Any], BaseModel] = self._model.__pydantic_validator__.validate_python
             self._json_schema = self._model.model_json_schema(schema_generator=_Schema)
         except (PydanticUserError, NameError, TypeError) as error:
             reason = str(error).partition("\n")[0]
@@ -238,13 +239,13 @@ class _Signature:
 
     def bind(self, tool_name: str, session: Session | None, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """The function's keyword arguments. Raises :class:`InvalidToolArguments`."""
-        if not isinstance(arguments, Mapping):
+        if type(arguments) is not dict and not isinstance(arguments, Mapping):
             raise UsageTypeError(
                 f"a tool is called as tool(session, arguments) with a mapping, not a "
                 f"{type(arguments).__name__}; the plain function is its attribute .function"
             )
         try:
-            made = self._model.model_validate(dict(arguments))
+            made = self._validate(dict(arguments))
         except ValidationError as error:
             made = self._from_json(arguments, error)
         given = made.model_fields_set
