@@ -57,7 +57,7 @@ def diff_counts(diff: str) -> tuple[int, int]:
 def diff_html(diff: str, *, max_lines: int = 200_000) -> str:
     """The diff as one ``<pre>``; every line a ``<span>`` with a class ``d-<style>``. Text is escaped."""
     found = diff_lines(diff)
-    lines = "".join(f'<span class="d-{style}">{escape(line) or " "}</span>' for style, line in found[:max_lines])
+    lines = "".join(f'<span class="d-{style}">{escape(line) or " "}</span><br>' for style, line in found[:max_lines])
     if len(found) > max_lines:
         lines += f'<span class="d-note">… {count(len(found) - max_lines, "more line")} …</span>'
     return f'<pre class="diff">{lines}</pre>'

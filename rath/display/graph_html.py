@@ -18,7 +18,8 @@ from rath.core.redact import redact_text
 from rath.display.html import badge, cell, transcript_html
 from rath.display.style import GRAPH_STYLE
 from rath.display.svg import family, lineage_key, lineage_svg, measures, short_id
-from rath.display.text import clean, count, money, one_line
+from rath.display.text import clean, count, cut, money, one_line
+from rath.display.tree import lineage_tree
 from rath.session.graph.kind import LineageKind
 from rath.session.graph.lineage import LineageNode, fold
 from rath.session.graph.model import SessionGraph
@@ -37,6 +38,8 @@ _READING_S = 0.3
 # Their first rows are those of their first parent.
 _CONTINUES = frozenset({LineageKind.OP_SESSION_LOOP, LineageKind.OP_APPEND, LineageKind.OP_FORK, LineageKind.OP_MERGE})
 _EXTRAS, _RELATIVES = 12, 12
+_TREE_CHARACTERS = 30_000
+_UNTRUSTED = "<p>The drawing and the transcripts show in a trusted notebook (in JupyterLab: the command Trust Notebook).</p>"
 
 
 _NOT_HERE = (
@@ -47,7 +50,7 @@ _NOT_HERE = (
 
 def graph_html(graph: SessionGraph) -> str:
     """The graph for a notebook's cell. Never waits for a session; at most 1 MB, whatever the graph holds."""
-    return graph_cell(graph, name=f"rg{secrets.token_hex(5)}")
+    return graph_cell(graph, name=f"rg{secrets.token_hex(5)}", plain=True)
 
 
 def graph_cell(
@@ -57,6 +60,7 @@ def graph_cell(
     max_bytes: int = GRAPH_BYTES,
     most_transcripts: int = MOST_TRANSCRIPTS,
     chosen: UUID | None = None,
+    plain: bool = False,
 ) -> str:
     """The graph's drawing, and below it what is known of each node, folded.
 
@@ -65,17 +69,21 @@ def graph_cell(
         max_bytes: how long it becomes, give or take a row.
         most_transcripts: of the latest nodes; the others say where theirs is.
         chosen: the node that is unfolded at first; its transcript comes before others'.
+        plain: with a tree of text, to be seen where a front end takes style sheets and drawings away.
     """
     nodes = fold(graph.nodes)
     drawn, svg, picks = _drawing(nodes, name, max_bytes // 2)
     rules = f"<style>{GRAPH_STYLE}{_chosen_rules(picks.values())}</style>"
     key = lineage_key({family(node) for node in drawn}, {role for node in drawn for role in node.roles})
-    head = f'<div class="head"><h3>Lineage</h3><span class="soft">{_text(_headline(graph, nodes))}</span></div>'
+    headline = _text(_headline(graph, nodes))
+    head = f'<div class="head"><h3 class="tocSkip">Lineage</h3> <span class="soft">{headline}</span></div>'
     controls = _controls(name, len(drawn)) if drawn else ""
-    body = [rules, head, f'<div class="graph" tabindex="0">{svg}</div>', key, controls]
-    left = max_bytes - sum(len(part.encode()) for part in body)
+    body = [f'<div class="graph" tabindex="0">{svg}</div>', key, controls]
+    words = _in_words(drawn) if plain else ""
+    left = max_bytes - sum(len(part.encode()) for part in (rules, head, words, *body))
     panels = _Panels(graph, drawn, picks, name).made(left, most_transcripts, chosen)
-    return cell("".join([*body, *panels]), " rg")
+    live = "".join([*body, *panels])
+    return cell(f'{rules}{head}{words}<div class="rg-live" style="display:none">{live}</div>', " rg")
 
 
 def _drawing(nodes: Sequence[LineageNode], name: str, max_bytes: int) -> tuple[Sequence[LineageNode], str, dict[UUID, str]]:
@@ -88,6 +96,11 @@ def _drawing(nodes: Sequence[LineageNode], name: str, max_bytes: int) -> tuple[S
         if most <= 20 or len(svg.encode()) <= max_bytes:
             return drawn, svg, picks
         most //= 2
+
+
+def _in_words(nodes: Sequence[LineageNode]) -> str:
+    """The graph as a tree of text. Front ends sanitise what a notebook of somebody else's holds."""
+    return f'<div class="rg-plain">{_UNTRUSTED}<pre>{escape(cut(lineage_tree(nodes), _TREE_CHARACTERS))}</pre></div>'
 
 
 def _chosen_rules(picks: Iterable[str]) -> str:
@@ -189,9 +202,9 @@ class _Panels:
         parts = [
             f'<input class="rg-pick" type="radio" name="{self.name}" id="{pick}" data-session="{node.id}" '
             f'aria-label="{title}"{" checked" if chosen else ""}><section class="session rg-e">'
-            f'<div class="head"><h3>{title}</h3>'
-            f'{badge(node.status)}<code title="{node.id}">{short_id(node.id)}</code>'
-            f'<span class="soft">{_text(_sum(node))}</span><label class="rg-b" for="{self.name}-x">close</label></div>'
+            f'<div class="head"><h3 class="tocSkip">{title}</h3> '
+            f'{badge(node.status)} <code title="{node.id}">{short_id(node.id)}</code> '
+            f'<span class="soft">{_text(_sum(node))}</span> <label class="rg-b" for="{self.name}-x">close</label></div>'
         ]
         if node.parents:
             words = {"system": "instructed by", "merge": "merged with"}

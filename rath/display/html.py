@@ -15,7 +15,7 @@ from uuid import UUID
 from rath.backend.calls import WorkspaceDiff
 from rath.core.redact import redact_text
 from rath.display.diff import diff_html
-from rath.display.style import STYLE
+from rath.display.style import AS_IT_STANDS, STYLE
 from rath.display.svg import family, lineage_key, lineage_svg, short_id
 from rath.display.text import clean, count, cut, duration, money, one_line
 from rath.display.transcript import CallView, ResultView, RowView, view_row
@@ -133,8 +133,8 @@ def html_page(
 def section_html(section: Section, *, max_bytes: int = SECTION_BYTES) -> str:
     """One session: title, status, facts, error, transcript, diff."""
     head = (
-        f'<div class="head"><h3>{_text(section.title)}</h3>{badge(section.status)}'
-        f'<code title="{section.session_id}">{short_id(section.session_id)}</code>'
+        f'<div class="head"><h3 class="tocSkip">{_text(section.title)}</h3> {badge(section.status)} '
+        f'<code title="{section.session_id}">{short_id(section.session_id)}</code> '
         f'<span class="soft">{_text(_measures(section))}</span></div>'
     )
     parts = [head, *(f"<p>{_text(note)}</p>" for note in section.notes)]
@@ -178,7 +178,7 @@ def session_html(session: Session) -> str:
 
 def chunk_table_html(table: ChunkTable) -> str:
     """A table of rows for a notebook's cell, at most 1 MB."""
-    head = f'<div class="head"><h3>Rows</h3><span class="soft">{count(len(table), "row")}</span></div>'
+    head = f'<div class="head"><h3 class="tocSkip">Rows</h3> <span class="soft">{count(len(table), "row")}</span></div>'
     return cell(f'<section class="session">{head}{transcript_html(table, max_bytes=CELL_BYTES)}</section>')
 
 
@@ -191,7 +191,7 @@ def workspace_diff_html(diff: WorkspaceDiff) -> str:
         names += [f"{what} {one_line(redact_text(path[:2000]), 200)}" for path in paths[:_MAX_PATHS]]
         if len(paths) > _MAX_PATHS:
             names.append(f"… {count(len(paths) - _MAX_PATHS, 'more path')} {what} …")
-    parts = [f'<div class="head"><h3>Workspace</h3><span class="soft">{head}</span></div>']
+    parts = [f'<div class="head"><h3 class="tocSkip">Workspace</h3> <span class="soft">{head}</span></div>']
     if names:
         listed = _text("\n".join(names))
         parts.append(f"<details><summary>{count(len(names), 'path')}</summary><pre>{listed}</pre></details>")
@@ -205,7 +205,7 @@ def workspace_diff_html(diff: WorkspaceDiff) -> str:
 
 def cell(body: str, classes: str = "") -> str:
     """What a notebook's cell shows: ``body`` with all the style it needs."""
-    return f'<div class="rath{classes}"><style>{STYLE}</style>{body}</div>'
+    return f'<div class="rath{classes} {AS_IT_STANDS}" style="overflow-wrap:anywhere"><style>{STYLE}</style>{body}</div>'
 
 
 def transcript_html(rows: Rows, *, start: int = 0, stop: int | None = None, max_bytes: int = SECTION_BYTES) -> str:
@@ -239,7 +239,7 @@ def _row(index: int, row: ChunkRow) -> str:
         view = RowView(row.kind.value, row.encoded.decode("utf-8", "replace"))
     parts = []
     if view.text:
-        parts.append(f'<div class="said">{_cut(view.text, _SAID_CHARACTERS)}</div>')
+        parts.append(f'<div class="said" style="white-space:pre-wrap">{_cut(view.text, _SAID_CHARACTERS)}</div>')
     parts += [_call(call) for call in view.calls[:_MAX_CALLS]]
     if len(view.calls) > _MAX_CALLS:
         parts.append(f'<div class="soft">… {count(len(view.calls) - _MAX_CALLS, "more call")} …</div>')

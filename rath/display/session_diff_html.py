@@ -13,7 +13,7 @@ from typing import TypeAlias
 from rath.core.redact import redact_text
 from rath.display.diff import diff_html
 from rath.display.edited import EditedLine
-from rath.display.html import transcript_html
+from rath.display.html import cell, transcript_html
 from rath.display.session_diff import SIGNS, facts, headline, row_versions, what_happened
 from rath.display.style import STYLE
 from rath.display.svg import short_id
@@ -37,7 +37,10 @@ _ONE_SIDED = frozenset({"delete", "insert", "moved_away", "moved_here"})
 # The two sides stand side by side where the cell has room for both, whatever the width of the window.
 _STYLE = """
 .sdiff{padding:2px 0}
-.sdiff .sd-facts{display:grid;grid-template-columns:max-content minmax(0,1fr) minmax(0,1fr);gap:2px 16px;margin:10px 0}
+.sdiff .sd-facts{display:grid;grid-template-columns:max-content minmax(0,1fr) minmax(0,1fr);gap:2px 16px;margin:10px 0;
+font-size:inherit;line-height:inherit;border:0}
+.sdiff .sd-facts tbody,.sdiff .sd-facts tr{display:contents;line-height:inherit}
+.sdiff .sd-facts td{padding:0;border:0;text-align:left;vertical-align:top;max-width:none;font-size:inherit;line-height:inherit}
 .sdiff .sd-l,.sdiff .sd-r,.sdiff .sd-e,.sdiff .sd-b{border:1px solid var(--line);border-radius:6px;padding:4px 10px;min-width:0}
 .sdiff .sd-l{border-left:5px double var(--gone)}
 .sdiff .sd-r{border-left:5px solid var(--came)}
@@ -58,7 +61,7 @@ _STYLE = """
 
 def session_diff_html(diff: SessionDiff) -> str:
     """The comparison for a notebook's cell. Never waits; at most 1 MB, whatever the sessions hold."""
-    return f'<div class="rath sdiff"><style>{STYLE}{_STYLE}</style>{_body(diff, CELL_BYTES)}</div>'
+    return cell(f"<style>{_STYLE}</style>{_body(diff, CELL_BYTES)}", " sdiff")
 
 
 def session_diff_page(diff: SessionDiff) -> str:
@@ -89,11 +92,12 @@ def _body(diff: SessionDiff, max_bytes: int) -> str:
 
 
 def _facts(diff: SessionDiff) -> str:
-    cells = ["<span></span>", '<span class="sd-head">− left</span>', '<span class="sd-head">+ right</span>']
-    for name, left, right in facts(diff):
-        cells.append(f'<span class="soft">{name}</span>')
-        cells += ["<span>" + "".join(f"<div>{_text(line)}</div>" for line in side) + "</span>" for side in (left, right)]
-    return f'<div class="sd-facts">{"".join(cells)}</div>'
+    # A table, because that is what remains of it where a front end takes the style sheet away.
+    lines = ['<tr><td></td><td class="sd-head">− left</td><td class="sd-head">+ right</td></tr>']
+    for name, *sides in facts(diff):
+        cells = ["<td>" + "".join(f"<div>{_text(line)}</div>" for line in side) + "</td>" for side in sides]
+        lines.append(f'<tr><td class="soft">{name}</td>{"".join(cells)}</tr>')
+    return f'<table class="sd-facts"><tbody>{"".join(lines)}</tbody></table>'
 
 
 def _files(side: DiffSide, name: str) -> str:
@@ -189,12 +193,14 @@ def _edited(lines: Sequence[EditedLine]) -> str:
     marked = ["…" if line is None else "".join(_part(mark, text) for mark, text in line) for line in shown]
     if len(lines) > _EDITED_LINES:
         marked.append(f"… {count(len(lines) - _EDITED_LINES, 'more line')} …")
-    return f'<div class="sd-lines">{chr(10).join(marked)}</div>'
+    return f'<div class="sd-lines" style="white-space:pre-wrap">{chr(10).join(marked)}</div>'
 
 
 def _part(mark: str, text: str) -> str:
     shown = escape(cut(text, _EDITED_CHARACTERS))
-    return shown if mark == " " else f'<span class="{"sd-gone" if mark == "-" else "sd-came"}">{shown}</span>'
+    if mark == " ":
+        return shown
+    return f'<del class="sd-gone">{shown}</del>' if mark == "-" else f'<ins class="sd-came">{shown}</ins>'
 
 
 def _text(text: str) -> str:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-__all__ = ["DRAWING_STYLE", "GRAPH_STYLE", "STYLE"]
+__all__ = ["AS_IT_STANDS", "DRAWING_STYLE", "GRAPH_STYLE", "STYLE"]
+
+AS_IT_STANDS = "tex2jax_ignore mathjax_ignore"
+"""Classes that keep MathJax away, which makes formulas of what stands between two dollars in a notebook's outputs: those of
+nbconvert's version and of JupyterLab's. (The class ``tocSkip`` keeps a heading out of a notebook's table of contents.)"""
 
 # Who says that it is light or dark, before what the system prefers: JupyterLab and nbconvert, VS Code, Colab, docs.
 _LIGHT_FRONTS = ('[data-jp-theme-light="true"]', ".vscode-light", '[data-theme="light"]', '[theme="light"]')
@@ -35,22 +39,23 @@ _DARK = _sheet("""
 """)
 
 # Everything is scoped to `.rath`, because a notebook puts cells of many origins on one page.
+# `.rath.rath` outweighs what JupyterLab says of every `pre` of an output: no frame, and words broken anywhere.
 # Ground and text are the front end's, where it names them; the rest has contrast with any light, or any dark, ground.
 STYLE = _sheet(_themed(".rath", _LIGHT, _DARK) + """
-.rath{--bg:var(--jp-layout-color1,var(--vscode-editor-background,var(--ground)));
+.rath{--bg:var(--jp-layout-color0,var(--jp-layout-color1,var(--vscode-editor-background,var(--ground))));
 --ink:var(--jp-content-font-color1,var(--vscode-editor-foreground,var(--type)));color:var(--ink);background:var(--bg);
 font:14px/1.5 system-ui,-apple-system,"Segoe UI","DejaVu Sans",sans-serif;overflow-wrap:anywhere}
 .rath *{box-sizing:border-box}
 .rath h1{font-size:23px;line-height:1.25;margin:0 0 6px}
 .rath h2{font-size:17px;margin:34px 0 10px}
-.rath h3{font-size:15px;margin:0;display:inline}
+.rath h3{font-size:15px;font-weight:600;margin:0;display:inline}
 .rath p{margin:5px 0;max-width:78ch}
 .rath .soft{color:var(--soft)}
 .rath a{color:var(--link)}
 .rath nav{display:flex;flex-wrap:wrap;gap:4px 18px;margin:12px 0 0;padding:8px 0;border-bottom:1px solid var(--line)}
 .rath pre,.rath code{font:12.5px/1.5 ui-monospace,Menlo,Consolas,"DejaVu Sans Mono",monospace}
-.rath pre{margin:6px 0;padding:8px 10px;background:var(--panel);border:1px solid var(--line);border-radius:6px;
-white-space:pre-wrap;overflow:auto;max-height:520px}
+.rath.rath pre{margin:6px 0;padding:8px 10px;background:var(--panel);border:1px solid var(--line);border-radius:6px;
+white-space:pre-wrap;word-break:normal;overflow:auto;max-height:520px}
 .rath code{background:var(--panel);padding:1px 4px;border-radius:4px}
 .rath .graph{overflow:auto;border:1px solid var(--line);border-radius:8px;padding:6px;text-align:center}
 .rath .graph svg{max-width:100%;height:auto}
@@ -78,8 +83,9 @@ border-top:1px solid var(--line)}
 .rath summary code{white-space:pre-wrap}
 .rath .name{font-weight:600}
 .rath .part{font-size:12px;color:var(--soft);margin-top:4px}
-.rath pre.diff{padding:0;max-height:none}
+.rath.rath pre.diff{padding:0;max-height:none}
 .rath .diff span{display:block;padding:0 10px;min-height:1.5em}
+.rath .diff br{display:none}
 .rath .d-file{font-weight:600;color:var(--soft)}
 .rath .d-hunk{background:var(--hunk);color:var(--soft)}
 .rath .d-note{color:var(--soft)}
@@ -133,6 +139,8 @@ DRAWING_STYLE = _sheet(_themed(".rl", _LIGHT_DRAWING, _DARK_DRAWING) + """
 .rl label:hover{outline:2px solid var(--loop-l);outline-offset:1px}
 """)
 
+# A front end that does not trust a notebook takes this sheet away, and the drawing with it: then `.rg-live` hides itself,
+# and `.rg-plain` stands in its place.
 # A graph in a cell: the drawing scrolls in a box of its own; a session's panel shows when its button is chosen, which the
 # labels in the drawing do. `::details-content` opens its transcript as well; where that is not known, a click does.
 GRAPH_STYLE = _sheet("""
@@ -143,6 +151,8 @@ GRAPH_STYLE = _sheet("""
 .rath .rg-pick:checked+.rg-e,.rath .rg-all:checked~.rg-e{display:block}
 .rath .rg-pick:focus-visible+.rg-e,.rath .rg-all:focus-visible+label{outline:2px solid var(--link)}
 .rath .rg label{cursor:pointer}
+.rath .rg-live{display:block!important}
+.rath .rg-plain{display:none}
 .rath label.rg-b{cursor:pointer;color:var(--link);text-decoration:underline;text-underline-offset:2px}
 .rath .rg-key{display:flex;flex-wrap:wrap;gap:2px 18px;font-size:12.5px}
 .rath .rg-key svg{vertical-align:middle;margin-right:5px}

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 
 from rath.core.redact import redact_text
+from rath.display.style import AS_IT_STANDS
 from rath.display.text import one_line
 
 __all__ = ["table_html"]
@@ -19,7 +20,8 @@ def table_html(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]
     head = "".join(f'<th style="{_CELL}">{_text(name)}</th>' for name in columns)
     body = "".join("<tr>" + "".join(f'<td style="{_CELL}">{_text(cell)}</td>' for cell in row) + "</tr>" for row in rows)
     last = f"<p>{_text(more)}</p>" if more else ""
-    return f"<div><p>{_text(title)}</p><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{last}</div>"
+    table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    return f'<div class="{AS_IT_STANDS}"><p>{_text(title)}</p>{table}{last}</div>'
 
 
 def _text(value: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,15 @@ class LineageWidget(anywidget.AnyWidget):
     html = traitlets.Unicode("").tag(sync=True)
     state = traitlets.Unicode("").tag(sync=True)
     chosen = traitlets.Unicode("").tag(sync=True)
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> Any:
+        """The live view; and for where nobody keeps widgets alive, as in a saved notebook, the graph as it is now."""
+        found = super()._repr_mimebundle_(**kwargs)
+        if found is None:
+            return None
+        data, metadata = found
+        still = f'{self.html}<p>As it was when this cell ran: {escape(self.state)}.</p>'
+        return data | {"text/plain": f"rath.watch: {self.state}", "text/html": still}, metadata
 
     def close(self) -> None:
         """Take the widget away, and stop looking."""

@@ -179,12 +179,35 @@ def test_a_widget_tells_what_was_chosen_and_keeps_it_and_its_place_when_drawn_an
     assert UUID(tab.js("window.saved")) == graph.nodes[57].id
     tab.js("document.querySelector('.graph').scrollTop = 100")
     tab.js(f"window.push({json.dumps(graph_cell(graph, name='w'))})")
-    assert tab.js("document.querySelector('.rg-pick:checked').id") == "w-57"
+    assert tab.js("document.querySelector('.rg-pick:checked').id") == "wv1-57"
     assert tab.js("document.querySelector('.graph').scrollTop") == 100
     assert tab.js("document.querySelectorAll('.rg-e:not([style])').length") == 60
     assert tab.js("[...document.querySelectorAll('.rg-e')].filter(e => e.offsetHeight).length") == 1
-    tab.js("document.querySelectorAll('label[for=w-x]')[57].click()")
+    tab.js("document.querySelectorAll('label[for=wv1-x]')[57].click()")
     assert tab.js("window.saved") == ""
+
+
+def test_two_views_of_a_widget_unfold_what_each_was_asked_for(page: Callable[..., Tab]) -> None:
+    graph = rath.lineage([Session.from_user_message(f"message {number}") for number in range(3)])
+    html = graph_cell(graph, name="rgaff0c1a2b3")
+    tab = page(as_widget(html).replace("window.shown = true", "window.both()").replace(
+        "render({ model: window.model,",
+        "window.both = () => { const other = document.body.appendChild(document.createElement('div')); other.id = 'other';"
+        " render({ model: { ...window.model, on() {} }, el: other }); window.shown = true };\nrender({ model: window.model,",
+        1,
+    ))
+    tab.wait("window.shown")
+    ids = tab.js("[...document.querySelectorAll('[id]')].map(e => e.id)")
+    assert len(ids) == len(set(ids))
+    tab.js("document.querySelectorAll('#el .graph label')[0].click(), document.querySelectorAll('#other .graph label')[2].click()")
+    in_view = "[...document.querySelectorAll('{} .rg-e')].map(e => e.offsetHeight > 0)"
+    assert tab.js(in_view.format("#el")) == [True, False, False]
+    assert tab.js(in_view.format("#other")) == [False, False, True]
+    assert tab.js("getComputedStyle(document.querySelectorAll('#other .graph .b')[2]).strokeWidth") == "4px"
+    chosen = json.dumps(graph_cell(graph, name="rgaff0c1a2b3", chosen=graph.nodes[1].id))
+    tab.js(f"window.push({chosen})")
+    assert tab.js(in_view.format("#el")) == [True, False, False]
+    assert tab.js(in_view.format("#other")) == [False, False, True]
 
 
 # -- use ----------------------------------------------------------------------------------------------------------------
@@ -260,6 +283,32 @@ def test_a_display_fits_its_page_and_a_drawing_scrolls_in_its_own_box(page: Call
         assert tab.js("(() => { const s = document.querySelector('.graph svg'); return s.getBoundingClientRect().width / s.viewBox.baseVal.width })()") >= 0.84
 
 
+def test_a_graph_is_a_drawing_and_without_its_style_sheets_a_tree_of_text(page: Callable[..., Tab]) -> None:
+    tab = page(graph_html(SessionGraph(fan(3))))
+    height = "document.querySelector('{}').offsetHeight"
+    assert tab.js(height.format(".rg-live")) > 0
+    assert tab.js(height.format(".rg-plain")) == 0
+    tab.js("document.querySelectorAll('style').forEach(sheet => sheet.remove())")
+    assert tab.js(height.format(".rg-live")) == 0
+    assert tab.js(height.format(".rg-plain")) > 0
+
+
+def test_a_diff_is_copied_line_by_line_with_and_without_a_style_sheet(page: Callable[..., Tab]) -> None:
+    text = "--- a/x\n+++ b/x\n@@ -1,2 +1,2 @@\n-old\n \n+new"
+    tab = page(WorkspaceDiff(f"{text}\n", ("x",))._repr_html_())
+    copied = "document.querySelector('pre.diff').innerText.trimEnd()"
+    assert tab.js(copied) == text
+    tab.js("document.querySelectorAll('style').forEach(sheet => sheet.remove())")
+    assert tab.js(copied) == text
+
+
+def test_what_a_tool_gave_is_framed_and_its_words_are_whole_whatever_a_notebook_says_of_its_outputs(page: Callable[..., Tab]) -> None:
+    theirs = "<style>body .outputs pre{border:none;padding:0;word-break:break-all}</style>"
+    tab = page(f"{theirs}<div class=outputs>{session_html(Session(hostile_tables(['echo hello'])['command']))}</div>")
+    style = "(style => [style.borderTopWidth, style.paddingLeft, style.wordBreak])(getComputedStyle(document.querySelector('pre')))"
+    assert tab.js(style) == ["1px", "10px", "normal"]
+
+
 FRONTS = {
     "system light": ("", False, False),
     "system dark": ("", True, True),
@@ -315,7 +364,8 @@ def test_a_display_is_light_or_dark_as_its_front_end_is_and_readable(page: Calla
 
 
 def test_a_display_takes_ground_and_text_from_a_theme_that_names_them(page: Callable[..., Tab]) -> None:
-    style = "<style>body{--jp-layout-color1:rgb(10,20,30);--jp-content-font-color1:rgb(200,210,220)}</style>"
+    # JupyterLab's dark notebooks are darker than its panels: a cell has the ground of the notebook.
+    style = "<style>body{--jp-layout-color0:rgb(10,20,30);--jp-layout-color1:rgb(40,50,60);--jp-content-font-color1:rgb(200,210,220)}</style>"
     tab = page(style + graph_html(SessionGraph(fan(1))), attributes='data-jp-theme-light="false"')
     assert tab.js("getComputedStyle(document.querySelector('.rath')).backgroundColor") == "rgb(10, 20, 30)"
     assert tab.js("getComputedStyle(document.querySelector('.rath')).color") == "rgb(200, 210, 220)"

@@ -15,7 +15,7 @@ CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u202a-\u202e\u2066-\u20
 VOID = {"meta", "br", "img", "link", "input", "hr", "base", "source"}
 ALLOWED_TAGS = {
     *("html", "head", "meta", "title", "style", "body", "main", "nav", "section", "div", "span", "p", "a", "pre", "code"),
-    *("h1", "h2", "h3", "dl", "dt", "dd", "details", "summary"),
+    *("h1", "h2", "h3", "dl", "dt", "dd", "details", "summary", "del", "ins", "br", "table", "tbody", "tr", "td"),
     *("svg", "defs", "marker", "g", "path", "rect", "circle", "text", "foreignobject", "input", "label"),
 }
 

@@ -118,6 +118,19 @@ def test_a_chosen_session_is_drawn_with_its_rows() -> None:
     widget.close()
 
 
+def test_a_saved_widget_leaves_the_graph_as_it_was() -> None:
+    session = running(30)
+    widget = rath.watch(session)
+    data, _metadata = widget._repr_mimebundle_()
+    session.cancel()
+    widget.close()
+    assert data["application/vnd.jupyter.widget-view+json"]["model_id"]
+    assert data["text/plain"] == "rath.watch: runs go on"
+    page = assert_harmless(data["text/html"])
+    assert session.id.hex[:8] in page.text
+    assert page.text.endswith("As it was when this cell ran: runs go on.")
+
+
 @pytest.mark.slow
 def test_without_anywidget_the_error_says_what_to_install() -> None:
     code = (

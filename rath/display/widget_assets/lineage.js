@@ -8,7 +8,23 @@ const ATTRIBUTES = new Set(
     "refx refy markerwidth markerheight markerunits orient marker-end stroke-dasharray aria-label data-session").split(" "),
 );
 
-function harmless(html) {
+// Buttons and rules find each other by ids, so each view of a widget on a page needs ids of its own.
+let views = 0;
+
+function renamed(body, view) {
+  const name = body.querySelector(".rg-pick")?.name ?? "";
+  if (!/^\w+$/.test(name)) return;
+  const all = new RegExp(`(^|[\\s#.])${name}(?=-|$)`, "g");
+  const own = (text) => text.replace(all, `$1${name}v${view}`);
+  for (const element of body.querySelectorAll("[id], [for], [name], [class], [marker-end]")) {
+    for (const key of ["id", "for", "name", "class", "marker-end"]) {
+      if (element.hasAttribute(key)) element.setAttribute(key, own(element.getAttribute(key)));
+    }
+  }
+  for (const rules of body.querySelectorAll("style")) rules.textContent = own(rules.textContent);
+}
+
+function harmless(html, view) {
   // A document made like this runs nothing and loads nothing.
   const { body } = new DOMParser().parseFromString(html, "text/html");
   for (const element of [...body.querySelectorAll("*")]) {
@@ -22,10 +38,12 @@ function harmless(html) {
     }
     if (element.localName === "style" && /url\(|@import/i.test(element.textContent)) element.remove();
   }
+  renamed(body, view);
   return document.importNode(body, true).childNodes;
 }
 
 function render({ model, el }) {
+  const view = ++views;
   const box = document.createElement("div");
   const note = document.createElement("div");
   note.setAttribute("role", "status");
@@ -45,7 +63,7 @@ function render({ model, el }) {
     const chosen = box.querySelector(".rg-pick[type=radio]:checked")?.id;
     const all = box.querySelector(".rg-all")?.checked;
     const open = new Set([...folds()].filter(([, fold]) => fold.open).map(([name]) => name));
-    box.replaceChildren(...harmless(model.get("html")));
+    box.replaceChildren(...harmless(model.get("html"), view));
     for (const pick of box.querySelectorAll(".rg-pick[type=radio]")) if (pick.id === chosen) pick.checked = true;
     if (all) box.querySelector(".rg-all").checked = true;
     for (const [name, fold] of folds()) fold.open = open.has(name);
