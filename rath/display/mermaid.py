@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from rath.display.svg import short_id, summary
@@ -11,6 +12,8 @@ from rath.session.graph.lineage import LineageNode
 __all__ = ["lineage_mermaid"]
 
 _ARROWS = {"system": "-.->"}
+# Mermaid obeys these though they are entities: a newline, a formula, an icon. A mark that nobody sees keeps them apart.
+_OBEYED = re.compile(r"\\(?=n)|\$(?=\$)|:(?=fa-)")
 
 
 def lineage_mermaid(nodes: Sequence[LineageNode]) -> str:
@@ -31,4 +34,5 @@ def lineage_mermaid(nodes: Sequence[LineageNode]) -> str:
 
 def _entity(text: str) -> str:
     """Everything that could end a label or be markup, as a numeric entity in Mermaid's spelling."""
-    return "".join(c if c.isalnum() or c in " ._-·:,/" else f"#{ord(c)};" for c in text)
+    apart = _OBEYED.sub("\\g<0>\u2060", text)
+    return "".join(c if c.isalnum() or c in " ._-·:,/" else f"#{ord(c)};" for c in apart)

@@ -160,7 +160,7 @@ def _files(side: DiffSide, shared: bool) -> list[str]:
 
 def _table(diff: SessionDiff, columns: int) -> Iterator[Line]:
     wide = max(12, (columns - _NAME_COLUMNS - 2) // 2)
-    yield [(" " * _NAME_COLUMNS, ""), (_padded("left (-)", wide), "left"), ("right (+)", "right")]
+    yield [(" " * (_NAME_COLUMNS + 1), ""), (_padded("left (-)", wide), "left"), ("right (+)", "right")]
     for name, left, right in facts(diff):
         for place in range(max(len(left), len(right))):
             cells = [fit(side[place], wide) if place < len(side) else "" for side in (left, right)]

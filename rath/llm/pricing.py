@@ -11,7 +11,6 @@ ask beyond that is not in it.
 
 from __future__ import annotations
 
-import math
 import os
 import re
 import threading
@@ -32,6 +31,8 @@ _MAX_UNPRICED = 8
 """How many models a bill keeps apart: what others use has no cost."""
 _MAX_TOKENS = 2**53
 _MAX_NAME = 200
+_MAX_PRICE = 1e12
+"""Logs have none above it: its products with numbers of tokens are finite."""
 
 
 class Price(NamedTuple):
@@ -71,7 +72,7 @@ def register_price(
 
     Raises:
         UsageTypeError: not a name, or not numbers.
-        UsageValueError: an empty name; a price that is negative or not finite.
+        UsageValueError: an empty name; a price that is negative, or 10¹² and more.
     """
     if not isinstance(model, str):
         raise UsageTypeError(f"a model is named by text, not by {type(model).__name__}")
@@ -87,8 +88,9 @@ def register_price(
             continue
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise UsageTypeError(f"{name} is a number of US dollars, not {type(value).__name__}")
-        if not (math.isfinite(value) and value >= 0):
-            raise UsageValueError(f"{name} is a number of US dollars, 0 or more; got {value!r}")
+        if not 0 <= value < _MAX_PRICE:
+            got = f"; got {value!r}" if value != value or abs(value) <= _MAX_PRICE else ""  # ints can be of any length
+            raise UsageValueError(f"{name} is a number of US dollars, 0 or more and less than 10^12{got}")
     cached = None if cached_input_usd_per_mtok is None else float(cached_input_usd_per_mtok)
     price = Price(float(input_usd_per_mtok), float(output_usd_per_mtok), cached)
     with _lock:
@@ -182,10 +184,10 @@ class Bill(msgspec.Struct, frozen=True, gc=False):
             model: which one answered: its price counts, else that of the one that was ``asked``.
             price: what it cost; by default, what is registered now.
         """
-        price = price or price_of(model) or price_of(asked)
         counts = None if usage is None else _counts(usage)
         if counts is None:
-            return self.joined(Bill(None, (_NAMELESS,)))
+            return self if _NAMELESS in self.unpriced else self.joined(Bill(None, (_NAMELESS,)))
+        price = price or price_of(model) or price_of(asked)
         if price is None:
             asked = None if asked is None else asked[:_MAX_NAME]
             return self.joined(Bill(None, (Unpriced(model[:_MAX_NAME], asked, *counts),)))
@@ -221,5 +223,5 @@ def _cost(given: int, cached: int, said: int, price: Price) -> float:
 
 
 def _cached_tokens(details: Mapping[str, Any] | None) -> int:
-    found = (details or {}).get("cached_tokens")
+    found = details.get("cached_tokens") if isinstance(details, Mapping) else None
     return found if type(found) is int and found > 0 else 0

@@ -56,7 +56,9 @@ def _book_inside(own: LineageRecord, made: Session, inputs: tuple[Session, ...])
     Each run counts once. Merges and forks own no tokens.
     """
     seen = {record.id for record in _with_ancestors([source._record for source in inputs], set())}
-    runs = [record for record in _with_ancestors([made._record], seen) if record.kind in _OWNS_TOKENS]
+    made_here = [record for record in _with_ancestors([made._record], seen) if record.kind in _OWNS_TOKENS]
+    # An operator that ran nothing used nothing: that is known, and no run whose tokens nobody knows.
+    runs = [record for record in made_here if record.kind is not LineageKind.OP_CUSTOM or record.usage or record.covers]
     own.covers = tuple(record.id for record in runs)
     # An operator among them has booked those that were inside it.
     inside = {covered for record in runs for covered in record.covers}

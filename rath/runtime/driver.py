@@ -27,6 +27,7 @@ from rath.errors import (
 from rath.llm.provider import request_options
 from rath.llm.tool_args import parse_tool_arguments
 from rath.llm.types import (
+    RathLLMAssistantMessage,
     RathLLMChatRequest,
     RathLLMMessage,
     RathLLMTokenUsage,
@@ -152,19 +153,31 @@ class BaseRun(ABC):
         """What follows the agent's rows in a request."""
         return ChunkTable.growing(self.base, self.rows)
 
-    async def ask(self, turn: int, extra: tuple[RathLLMMessage, ...] = ()) -> Any:
-        """One completion: its first choice, with usage booked and the budget checked."""
+    async def ask(
+        self,
+        turn: int,
+        extra: tuple[RathLLMMessage, ...] = (),
+        replied: Callable[[RathLLMAssistantMessage], None] | None = None,
+    ) -> Any:
+        """One completion: its first choice, with usage booked and the budget checked.
+
+        ``replied`` gets the message before anything else can fail: a budget that ends the run keeps what it paid for.
+        """
         self.emit(events.TurnStarted, turn)
         response = await self._completer.complete(self._chat_request(turn, extra))
         choice = response.choices[0]
         message = choice.message
         self.emit(events.MessageFinished, turn, message.content, len(message.tool_calls or ()), choice.finish_reason)
+        if replied is not None:
+            replied(message)
         if response.usage is not None:
             before = 0 if self._usage is None else self._usage.total_tokens
             self._usage = add_usage(self._usage, response.usage)
             self.emit(events.UsageReported, response.usage, response.model or self.request.provider.model or "")
             if self._over_budget(before):
                 await self._budget_exceeded()
+        else:  # what it cost, and so what the run cost, nobody can know
+            self.request.record.bill = self.request.record.bill.plus(None, "", None)
         return choice
 
     def _over_budget(self, before: int) -> bool:
@@ -213,8 +226,7 @@ class Run(BaseRun):
                 # Awaited here, not in `_perform`: runs spend their life in this line, and each frame is memory.
                 if type(action) is CallModel:
                     self._turn_began = time.monotonic()
-                    message = (await self.ask(action.turn)).message
-                    self._feed(Replied(message.content, message.tool_calls or ()))
+                    await self.ask(action.turn, replied=self._replied)
                 elif type(action) is Finish:
                     return self._finished(action)
                 else:
@@ -226,6 +238,9 @@ class Run(BaseRun):
     def _begun(self) -> tuple[TurnState, tuple[Action, ...]]:
         """The machine's first step."""
         return step(start_state(self.request.max_tool_rounds), Begin())
+
+    def _replied(self, message: RathLLMAssistantMessage) -> None:
+        self._feed(Replied(message.content, message.tool_calls or ()))
 
     def _feed(self, event: Input) -> None:
         self._state, actions = step(self._state, event)

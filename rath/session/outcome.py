@@ -11,7 +11,7 @@ from rath.core.cell import Cell, cancelled_failure
 from rath.llm.types import RathLLMTokenUsage
 from rath.session.chunk import ChunkRow, ChunkTable
 
-__all__ = ["EAGER_DIGEST_ROWS", "Outcome", "RunView", "derived_cell", "inherit"]
+__all__ = ["EAGER_DIGEST_ROWS", "Outcome", "RunView", "Settled", "derived_cell", "inherit"]
 
 _EMPTY = ChunkTable()
 EAGER_DIGEST_ROWS = 4096
@@ -24,6 +24,21 @@ class Outcome(NamedTuple):
     table: ChunkTable
     usage: RathLLMTokenUsage | None = None
     extras: tuple[tuple[str, Any], ...] = ()
+
+
+class Settled(int):
+    """Yes or no, and callable: people write ``session.done`` as for ``status``, and ``session.done()`` as for a future.
+
+    With a plain bool the second raises; with a method ``if session.done:`` is always true, and nobody notices.
+    """
+
+    __slots__ = ()
+
+    def __call__(self) -> bool:
+        return bool(self)
+
+    def __repr__(self) -> str:
+        return repr(bool(self))
 
 
 class RunView:

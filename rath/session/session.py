@@ -25,8 +25,8 @@ from rath.llm.types import RathLLMTokenUsage, add_usage
 from rath.session.chunk import ChunkRow, ChunkTable, format_chunk_row_brief, system_text_chunk, user_text_chunk
 from rath.session.graph.kind import LineageKind, SessionLineage
 from rath.session.graph.record import LineageRecord
-from rath.session.graph.recording import lineage_journal_optional, session_graph_mode
-from rath.session.outcome import Outcome, RunView, derived_cell
+from rath.session.graph.recording import note_in_journal, session_graph_mode
+from rath.session.outcome import Outcome, RunView, Settled, derived_cell
 from rath.session.placing import Placed
 
 __all__ = ["Session"]
@@ -101,6 +101,12 @@ class Session(Placed):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Session:
         return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        raise UsageTypeError(
+            "a Session cannot be pickled: its run and its sandbox belong to this process. Send session.chunk_table, which "
+            "can be, or persist the session and load_session(id) there"
+        )
 
     # -- constructors -------------------------------------------------------------------------------------------------
 
@@ -180,9 +186,9 @@ class Session(Placed):
         return self._cell.status
 
     @property
-    def done(self) -> bool:
-        """Whether it is completed, failed or cancelled. Does not wait."""
-        return self._cell.done
+    def done(self) -> Settled:
+        """Whether it is completed, failed or cancelled; ``session.done()`` says the same. Does not wait."""
+        return Settled(self._cell.done)
 
     @property
     def failed_ancestor(self) -> UUID | None:
@@ -447,9 +453,7 @@ def _placed(session: Session, lease: Lease) -> Session:
 
 
 def journaled(session: Session) -> Session:
-    journal = lineage_journal_optional()
-    if journal is not None:
-        journal.record(session.id)
+    note_in_journal(session)
     return session
 
 

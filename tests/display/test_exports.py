@@ -95,6 +95,16 @@ def test_mermaid_shows_roles_and_no_markup_of_others(hostile: SessionGraph, grap
     assert "<script" not in text
 
 
+@pytest.mark.parametrize(("label", "inside"), [(r"a\new", "a#92;#8288;new"), ("$$x$$", "#36;#8288;#36;x#36;#8288;#36;"), ("fa:fa-user", "fa:#8288;fa-user")])
+def test_what_mermaid_obeys_though_it_is_an_entity_is_kept_apart(label: str, inside: str) -> None:
+    assert f'["{inside}<br/>' in lineage_mermaid([node(1, label=label)])
+
+
+def test_a_data_frame_takes_lone_surrogates() -> None:
+    frame = SessionGraph([node(1, label="a\ud800b", operator="o")]).to_frame()
+    assert (frame["label"][0], frame["operator"][0], frame["parents"][0]) == (r"a\ud800b", "o", [])
+
+
 def test_spans_are_valid_otlp_and_hang_together_as_the_sessions_do(graph: SessionGraph, tmp_path: Path) -> None:
     path = tmp_path / "new" / "spans.json"
     made = graph.to_otlp(path)

@@ -46,7 +46,7 @@ def example() -> SessionDiff:
 GOLDEN = """\
 3 rows in common at the start, then 5 on the left and 6 on the right
 
-         left (-)                           right (+)
+          left (-)                           right (+)
 session   aaaaaaaa session                   bbbbbbbb session
 status    completed                          completed
 rows      8 (5 of its own)                   9 (6 of its own)
@@ -140,7 +140,7 @@ def test_changed_words_are_text_in_html() -> None:
     found = diff(of("a", "one two three four <b>old</b>", "z"), of("a", "one two three four <i>new</i>", "z"))
     html = session_diff_html(found)
     assert_harmless(html)
-    assert '<span class="sd-gone">b</span>' in html
+    assert '<del class="sd-gone">b</del>' in html
     assert "&lt;" in html
     found = diff(of("a", "one two three four five six", "z"), of("a", "one two three four five <script>six", "z"))
     assert_harmless(session_diff_html(found))
@@ -251,7 +251,7 @@ def test_the_cell_says_what_the_text_says_with_a_sign_for_every_change() -> None
         "+ only on the right: rows 7–8",
     ):
         assert words in text
-    assert '<span class="sd-gone">long</span><span class="sd-came">short</span>' in html
+    assert '<del class="sd-gone">long</del><ins class="sd-came">short</ins>' in html
     for rule in ("line-through", "underline", "prefers-color-scheme:dark", "max-width:720px"):
         assert rule in html
 

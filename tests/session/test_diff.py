@@ -285,6 +285,8 @@ PAIRS = {
     "reversed": lambda: (of(*map(str, range(N))), of(*map(str, reversed(range(N))))),
     "shuffled": lambda: (of(*map(str, range(N))), of(*random.Random(1).sample([str(i) for i in range(N)], N))),
     "two rows repeated at random": lambda: tuple(of(*random.Random(s).choices(["x", "y"], k=N)) for s in (1, 2)),
+    "one long word a row": lambda: (of(*["z" * 3000 + f"a{i}" for i in range(N)]), of(*["z" * 3000 + f"b{i}" for i in range(N)])),
+    "rows without spaces": lambda: tuple(of(*["没有空格的文字" * 50 + f"{i}{side}" for i in range(N)]) for side in "ab"),
     "every second row edited": lambda: (of(*texts("l")), of(*[t if i % 2 else t + " more" for i, t in enumerate(texts("l"))])),
 }
 

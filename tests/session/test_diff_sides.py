@@ -163,6 +163,18 @@ def test_a_binary_file_is_never_said_to_be_the_same_on_both_sides() -> None:
     assert changed_alone(one, None) is None
 
 
+def test_names_that_git_quotes_are_compared_as_others_are() -> None:
+    names = {r"q\"u\\o\te": 'q"u\\o\te', r"\303\251.txt": "é.txt", r"\377": "\udcff"}
+    one, two = (
+        WorkspaceDiff(
+            "".join(f'diff --git "a/{name}" "b/{name}"\nnew file mode 100644\n+{word if name[0] == "q" else "same"}\n' for name in names),
+            tuple(names.values()),
+        )
+        for word in ("one", "two")
+    )
+    assert changed_alone(one, two) == changed_alone(two, one) == ('q"u\\o\te',)
+
+
 @pytest.mark.slow
 def test_a_workspace_that_is_in_use_by_a_running_session_is_not_asked() -> None:
     with Session.from_user_message("go").to("local") as base:
@@ -281,8 +293,30 @@ def test_a_log_beside_it_that_goes_on_is_no_ancestor(home: Path) -> None:
     second = run(base.fork(), reply("two", 20), persist=True).synchronize()
     assert load_session(second.id).header.prefix.session_id == first.id
     found = diff(first.id, second.id)
-    assert found.fork_point is None
+    assert found.fork_point == base.id
     assert found.left.usage.total_tokens == 10
+
+
+def test_logs_are_compared_with_what_was_never_logged_and_with_all_that_they_descend_from(home: Path) -> None:
+    start = run(Session.from_user_message("go"), reply("started", 1000))
+    left = run(run(start.user("left"), reply("first", 500)).fork(), reply("second", 10), persist=True)
+    right = run(start.user("right"), reply("two", 20), persist=True)
+    line = [run(Session.from_user_message("go"), reply("0", 1), persist=True)]
+    for number in range(40):
+        line.append(run(line[-1], reply(str(number), 1), persist=True))
+    beside = run(line[2], reply("beside", 7), persist=True)
+    for a, b, fork, left_tokens, right_tokens in (
+        (left, right, start, 510, 20),
+        (line[-1], beside, line[2], 38, 7),
+        (left, line[-1], None, 1510, 41),
+    ):
+        live, logged = diff(a, b), diff(a.id, b.id)
+        assert live.fork_point == logged.fork_point == (fork and fork.id)
+        for found in (live, logged):
+            assert (found.left.usage.total_tokens, found.right.usage.total_tokens) == (left_tokens, right_tokens)
+            assert found.left.usage_unknown == found.right.usage_unknown == 0
+        assert (live.left.runs, live.right.runs) == (logged.left.runs, logged.right.runs)
+        assert logged.left.duration_s == pytest.approx(live.left.duration_s, abs=0.5)
 
 
 def test_a_cost_of_a_log_is_that_of_its_prices_or_unknown(home: Path) -> None:

@@ -3,33 +3,39 @@
 from __future__ import annotations
 
 import gc
+import json
 import subprocess
 import sys
 import threading
 import time
 import weakref
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from uuid import UUID, uuid4
 
 import msgspec
 import pytest
 
 import rath
+from rath.core.redact import REDACTED, register_secret
 from rath.errors import LineageConsistencyError, UsageTypeError, UsageValueError
 from rath.llm.pricing import register_price
 from rath.llm.scripted import ScriptedClient
 from rath.llm.types import RathLLMTokenUsage
 from rath.session import (
+    LineageRecorder,
     ancestors_bfs,
     descendants_dfs_preorder,
     edge_pairs,
     lineage,
+    lineage_journal_tracking,
     lineage_view_dataclass,
     operator,
     run_session_loop,
     session_registry,
     validate_acyclic,
 )
+from rath.session.graph.export import export_journal_jsonl, export_jsonl, export_jsonl_string, session_to_jsonl_row
 from rath.session.graph.kind import LineageKind
 from rath.session.graph.lineage import LineageNode, collect
 from rath.session.graph.model import Edge, SessionGraph
@@ -223,6 +229,70 @@ def test_the_documented_helpers_work_on_a_graph():
     assert (view.lineage_operator, view.lineage_kind_str) == ("Session.merge", "op_merge")
     with pytest.raises(LineageConsistencyError):
         ancestors_bfs(graph.by_id, uuid4())
+
+
+def test_nodes_made_by_hand_have_edges_without_roles():
+    a, b = uuid4(), uuid4()
+    assert SessionGraph([LineageNode(a), LineageNode(b, parents=(a,))]).edges == (Edge(a, b, "parent"),)
+
+
+def test_a_journal_exports_what_is_alive_whether_a_run_was_asked_for_it_or_not(tmp_path):
+    with lineage_journal_tracking() as journal:
+        task = create_user_session("Go.")
+        fork = task.fork()
+        stamped = LineageRecorder.stamp_new_session(
+            fork.detach(), parent_session_ids=(task.id,), lineage_operator="by hand", lineage_kind=LineageKind.OP_FORK
+        )
+    export_journal_jsonl(journal, tmp_path / "all.jsonl", skip_unknown=False)
+    rows = [json.loads(line) for line in (tmp_path / "all.jsonl").read_text().splitlines()]
+    assert [row["id"] for row in rows] == [str(one) for one in (task.id, fork.id, stamped.id, stamped.id)]
+    assert all(session_registry().get(one.id) is None for one in (task, fork, stamped))
+    del fork
+    gc.collect()
+    with pytest.raises(KeyError, match="not alive any more"):
+        export_journal_jsonl(journal, tmp_path / "all.jsonl", skip_unknown=False)
+
+
+def test_what_is_stamped_by_hand_has_a_kind_and_parents_that_are_some():
+    task = create_user_session("Go.")
+    how = {"parent_session_ids": (), "lineage_operator": "o", "lineage_kind": "op_fork"}
+    assert LineageRecorder.stamp_new_session(task, **how).lineage_kind is LineageKind.OP_FORK
+    with pytest.raises(UsageValueError, match="no kind"):
+        LineageRecorder.stamp_new_session(task, **(how | {"lineage_kind": "op_nothing"}))
+    with pytest.raises(UsageTypeError, match="by its UUID"):
+        LineageRecorder.stamp_new_session(task, **(how | {"parent_session_ids": ("x",)}))
+
+
+def test_a_row_of_a_journal_is_json_whatever_the_extras_hold(tmp_path, monkeypatch):
+    session_id = uuid4()
+    extras = (("bytes", b"x"), ("id", session_id), ("nan", float("nan")), ("lone", "\ud800"), ("any", object))
+    session = create_user_session("Go.").with_lineage((), "o", LineageKind.OP_CUSTOM, extras)
+    row = session_to_jsonl_row(session)
+    assert dict(row["lineage_extras"]) == {"bytes": "eA==", "id": str(session_id), "nan": None, "lone": "\ud800", "any": str(object)}
+    assert json.loads(json.dumps(row, allow_nan=False)) == json.loads(export_jsonl_string([session]))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    export_jsonl([session], "~/rows.jsonl")
+    assert (tmp_path / "rows.jsonl").exists()
+
+
+def test_no_secret_in_a_name_reaches_any_form_of_a_graph():
+    secret = "swordfish-swordfish-swordfish"
+    register_secret(secret)
+    task = create_user_session("Go.").with_lineage((), f"by {secret}", LineageKind.OP_CUSTOM, ())
+    asked = answer(task, model=f"model {secret}")
+    graph = lineage(asked.synchronize(10), labels={asked.id: f"for {secret}"})
+    assert (graph[task].operator, graph[asked].model, graph[asked].label) == tuple(f"{what} {REDACTED}" for what in ("by", "model", "for"))
+    forms = (str(graph), graph.to_svg(), graph.to_mermaid(), graph.to_dot(), graph.to_html(), graph.to_graphml(), graph.to_jsonl())
+    assert not any(secret in text for text in (*forms, graph._repr_html_(), json.dumps(graph.to_otlp())))
+    by_hand = SessionGraph([LineageNode(uuid4(), path=Path("/") / secret, sandbox=secret, snapshot=secret)])
+    assert secret not in by_hand.to_jsonl() + by_hand.to_graphml()
+
+
+def test_labels_are_texts_by_id():
+    session = create_user_session("Go.")
+    for wrong in ({session.id: 5}, {str(session.id): "task"}):
+        with pytest.raises(UsageTypeError, match="texts by UUID"):
+            lineage(session, labels=wrong)
 
 
 # -- questions ----------------------------------------------------------------------------------------------------------
@@ -572,7 +642,7 @@ def test_a_graph_keeps_no_session_and_no_rows_alive():
 
 
 def test_a_transcript_of_a_running_session_is_what_is_there():
-    session = answer(create_user_session("Go."), latency_s=0.3)
+    session = answer(create_user_session("Go."), latency_s=0.8)
     graph = lineage(session)
     began = time.monotonic()
     rows = graph.transcript(session)

@@ -14,9 +14,10 @@ import pytest
 
 import rath
 from rath.core.cell import Cell
+from rath.errors import UsageValueError
 from rath.llm.pricing import Bill, Unpriced, register_price
 from rath.llm.scripted import Reply, ScriptedClient
-from rath.llm.types import RathLLMTokenUsage
+from rath.llm.types import RathLLMAssistantMessage, RathLLMChatChoice, RathLLMChatResponse, RathLLMTokenUsage
 from rath.session import (
     continue_session_loop,
     lineage,
@@ -260,6 +261,81 @@ def test_what_a_provider_says_of_its_tokens_is_the_same_from_memory_and_from_its
     session = run(Reply(text="x", usage=used(9, 1, cached=4)), model="m")
     assert lineage(dir=home)[session] == lineage(session)[session]
     assert lineage(session)[session].usage.prompt_tokens_details == {"cached_tokens": 4}
+
+
+def test_a_count_that_is_none_is_unknown_to_the_graph_and_to_every_form_of_it(home, tmp_path):
+    class Careless:
+        def complete(self, request):
+            message = RathLLMAssistantMessage(content="Done.")
+            usage = RathLLMTokenUsage(*self.counts, "none", "none")
+            return RathLLMChatResponse("1", (RathLLMChatChoice("stop", 0, message),), 0, "m", usage=usage)
+
+        def dispatch_tool(self, session, tool, arguments):
+            raise NotImplementedError
+
+        def tool_schemas(self):
+            return ()
+
+    for counts in ((None, None, None), (None, 5, 5), (1, 2, None), ("1", "2", "3"), (10**30, 1, 10**30), (-1, 2, 1)):
+        executor = Careless()
+        executor.counts = counts
+        session = run_session_loop(
+            create_user_session("Go."),
+            create_system_session("y"),
+            agent_provider=_provider((), "m"),
+            executor=executor,
+            persist=True,
+        )
+        session.synchronize(10)
+        graph = lineage(session)
+        assert graph[session].usage is lineage(dir=home)[session].usage is None
+        assert graph.total() == Total(None, 1)
+        assert "1 row" in str(graph)
+        assert "<svg" in graph.to_svg()
+        graph.to_parquet(tmp_path / "tables")
+
+
+def test_a_completion_without_usage_leaves_the_cost_of_its_run_unknown(home):
+    model = f"m-{uuid4()}"
+    register_price(model, input_usd_per_mtok=1, output_usd_per_mtok=1)
+    call = {"tool_calls": [{"name": "no_such_tool", "arguments": {}}]}
+    for replies in ((turn(used(5)), Reply(text="x")), (call, Reply(text="x", usage=used(5)))):
+        session = run(*replies, model=model)
+        assert lineage(session).total("cost") == lineage(session, dir=home).subtree_total(session, "cost") == Total(None, 1)
+        assert in_another_process(home, session) == "None"
+
+
+def test_an_operator_around_runs_without_usage_spent_something_that_nobody_knows():
+    @operator
+    async def asks(session: Session) -> Session:
+        return await run_session_loop(
+            session.fork(), create_system_session("y"), agent_provider=_provider([Reply(text="x")], "m")
+        )
+
+    @operator
+    async def around(session: Session) -> Session:
+        return await asks(session)
+
+    @operator
+    async def asks_nobody(session: Session) -> Session:
+        return await session.user("x")
+
+    @operator
+    async def around_nobody(session: Session) -> Session:
+        return await asks_nobody(session)
+
+    for spends, unknown in ((asks, 1), (around, 1), (asks_nobody, 0), (around_nobody, 0)):
+        out = spends(create_user_session("x"))
+        out.synchronize(10)
+        graph = lineage(out)
+        assert graph.total() == Total(None if unknown else 0, unknown)
+        assert graph.total("cost") == Total(None if unknown else 0.0, unknown)
+
+
+@pytest.mark.parametrize("price", [1e12, 1e308, pytest.param(10**5000, id="10^5000"), -1, float("nan"), float("inf")])
+def test_a_price_is_one_that_logs_have_and_that_costs_come_out_of(price):
+    with pytest.raises(UsageValueError, match="less than"):
+        register_price("m", input_usd_per_mtok=1, output_usd_per_mtok=price)
 
 
 def test_nodes_can_stand_in_sets():

@@ -41,6 +41,7 @@ from rath.session import (
     LineageKind,
     Session,
     StreamingExecutor,
+    load_session,
     resolve_executor,
     run_session_compress,
     run_session_loop,
@@ -407,6 +408,25 @@ def test_raising_from_the_budget_callback_fails_the_run():
     assert caught.value is error
 
 
+def test_the_reply_that_broke_the_budget_was_paid_for_and_is_kept(tmp_path):
+    def stop(session, usage):
+        raise BudgetExceededError("stop")
+
+    path = tmp_path / "answered.jsonl"
+    answered = loop(budgeted(5, stop, rounds=0), persist_path=path)
+    with pytest.raises(BudgetExceededError):
+        answered.synchronize()
+    assert answered.partial[-1].text == "done"
+    log = load_session(answered.id, path=path)
+    assert (log.chunk_table, log.closed) == (answered.partial, False)
+
+    called = loop(budgeted(5, stop), tools=[Recorder()])
+    with pytest.raises(BudgetExceededError):
+        called.synchronize()
+    assert [row.kind.value for row in called.partial] == ["user", "assistant", "tool_result"]
+    assert json.loads(called.partial[-1].text)["error_kind"] == "interrupted"
+
+
 def test_without_a_callback_the_budget_logs_one_warning(caplog):
     with caplog.at_level(logging.WARNING, logger="rath.session.loop"):
         loop(budgeted(15), tools=[Recorder()]).synchronize()
@@ -580,6 +600,11 @@ class NoStream(SyncOnly):
         return None
 
 
+class StreamsText(SyncOnly):
+    def complete_stream(self, req):
+        yield "text"
+
+
 class PlainDefReturnsAsync(SyncOnly):
     def complete_stream(self, req):
         return AsyncClient.complete_stream(self, req)
@@ -608,7 +633,13 @@ class VendorShaped(SyncOnly):
 
 @pytest.mark.parametrize(
     ("client", "expected"),
-    [(RaisesAtOnce, ConnectionError), (NoStream, ProviderError), (PlainDefReturnsAsync, "async"), (VendorShaped, "async")],
+    [
+        (RaisesAtOnce, ConnectionError),
+        (NoStream, ProviderError),
+        (StreamsText, ProviderError),
+        (PlainDefReturnsAsync, "async"),
+        (VendorShaped, "async"),
+    ],
 )
 def test_whatever_complete_stream_is_the_run_ends(client, expected):
     register_chat_client(client.__name__, client)

@@ -342,6 +342,13 @@ def test_copying_an_immutable_value_gives_the_value():
     assert copy.deepcopy(session) is session
 
 
+def test_a_session_is_not_pickled_and_the_error_says_what_can_be():
+    session = Session.from_user_message("hi")
+    with pytest.raises(UsageTypeError, match=r"chunk_table.*load_session"):
+        pickle.dumps(session)
+    assert pickle.loads(pickle.dumps(session.chunk_table)) == session.chunk_table
+
+
 def test_repr_shows_rows_and_never_waits():
     text = repr(Session.from_user_message("hello there"))
     assert "hello there" in text

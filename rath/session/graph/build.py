@@ -50,8 +50,11 @@ def lineage(
 
     Raises:
         PersistenceError: ``dir`` is no directory, or cannot be listed.
-        UsageTypeError: ``source`` is none of these.
+        UsageTypeError: ``source`` is none of these, or a label no text.
     """
+    for named, label in (labels or {}).items():
+        if not isinstance(named, UUID) or not isinstance(label, str):
+            raise UsageTypeError(f"labels are texts by UUID, not {type(label).__name__} by {type(named).__name__}")
     registry: SessionRegistry | None = None
     sessions: list[Any] = []
     if isinstance(source, SessionRegistry):

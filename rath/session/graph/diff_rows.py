@@ -21,7 +21,9 @@ __all__ = ["CallMade", "CallOutcome", "RowRead", "calls_made", "likeness", "read
 CallOutcome = Literal["ok", "nonzero", "failed", "unanswered"]
 
 _ELAPSED = re.compile(r'"elapsed_ms":\s*-?[0-9.eE+-]+')
-_COMPARED_CHARACTERS = 2000
+# So that 10,000 rows of many words, of one, or of Chinese take less than a second: letters take 0.1 µs each.
+_COMPARED_CHARACTERS = 1000
+_COMPARED_LETTERS = 160
 _FEW_WORDS = 4
 
 
@@ -181,6 +183,6 @@ def _parts(row: RowRead) -> set[str]:
     text = row.text[:_COMPARED_CHARACTERS]
     for _, name, arguments in row.calls[:8]:
         text += f" {name} {arguments[:_COMPARED_CHARACTERS]}"
-    words = set(text.split())
+    words = set(text[:_COMPARED_CHARACTERS].split())
     # Few words: a short text, or a language that writes none apart.
-    return words if len(words) >= _FEW_WORDS else {text[i:i + 2] for i in range(min(len(text), 400) - 1)}
+    return words if len(words) >= _FEW_WORDS else {text[i:i + 2] for i in range(min(len(text), _COMPARED_LETTERS) - 1)}

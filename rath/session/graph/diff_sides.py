@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from uuid import UUID
@@ -22,6 +23,9 @@ from rath.session.session import Session
 
 __all__ = ["Compared", "Measures", "changed_alone", "fork_point", "measures", "merged_rows", "of_session", "open_workspace"]
 
+_QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)"')
+_ESCAPE = re.compile(rb"\\([0-7]{3}|.)")
+_LETTERS = {b"a": b"\a", b"b": b"\b", b"t": b"\t", b"n": b"\n", b"v": b"\v", b"f": b"\f", b"r": b"\r"}
 _RUNS = frozenset({LineageKind.OP_SESSION_LOOP, LineageKind.OP_SESSION_COMPRESS, LineageKind.OP_CUSTOM})
 
 
@@ -103,7 +107,7 @@ def changed_alone(mine: WorkspaceDiff | None, theirs: WorkspaceDiff | None) -> t
     here, there = _by_file(mine.text), _by_file(theirs.text)
     alone = []
     for path in sorted((*mine.added, *mine.removed, *mine.modified)):
-        # A name that needs quotes is not found, and what binary files hold is not shown: both may well differ.
+        # What binary files hold is not shown: it may well differ.
         change = here.get(f"a/{path} b/{path}")
         if change is None or path in mine.binary or there.get(f"a/{path} b/{path}") != change:
             alone.append(path)
@@ -113,7 +117,19 @@ def changed_alone(mine: WorkspaceDiff | None, theirs: WorkspaceDiff | None) -> t
 def _by_file(diff: str) -> dict[str, str]:
     """The parts of a unified diff by what stands in their first line: lines of a file never begin so."""
     parts = ("\n" + diff).split("\ndiff --git ")[1:]
-    return dict(part.rstrip("\n").partition("\n")[::2] for part in parts)
+    heads = (part.rstrip("\n").partition("\n") for part in parts)
+    return {_QUOTED.sub(_as_it_is, head): change for head, _, change in heads}
+
+
+def _as_it_is(quoted: re.Match[str]) -> str:
+    """A name that git has put in quotes, as it does with any that has more than plain ASCII in it."""
+    raw = _ESCAPE.sub(_escaped_byte, quoted[1].encode("utf-8", "surrogateescape"))
+    return raw.decode("utf-8", "surrogateescape")
+
+
+def _escaped_byte(escape: re.Match[bytes]) -> bytes:
+    said = escape[1]
+    return bytes([int(said, 8) & 255]) if len(said) == 3 else _LETTERS.get(said, said)
 
 
 async def _asked(lease: Lease, timeout_s: float | None) -> WorkspaceDiff:

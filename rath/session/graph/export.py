@@ -6,10 +6,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rath.core.encoding import encode_json
+from rath.core.encoding import decode_json, encode_json
 from rath.core.redact import redact_bytes
 from rath.errors import RathError
-from rath.session.graph.recording import LineageJournal
+from rath.session.graph.recording import LineageJournal, noted
 from rath.session.manager import session_registry
 
 if TYPE_CHECKING:
@@ -39,10 +39,9 @@ def session_to_jsonl_row(session: Session) -> dict[str, Any]:
 
 def _jsonable(value: Any) -> Any:
     try:
-        encode_json(value)
+        return decode_json(encode_json(value))  # plain: the row is for any writer of JSON, and few know bytes or sets
     except RathError:
         return str(value)
-    return value
 
 
 def export_jsonl_string(sessions: Iterable[Session]) -> str:
@@ -52,7 +51,7 @@ def export_jsonl_string(sessions: Iterable[Session]) -> str:
 
 def export_jsonl(sessions: Iterable[Session], path: str | Path) -> None:
     """Write :func:`export_jsonl_string` to ``path`` (UTF-8), making its directory if needed."""
-    target = Path(path)
+    target = Path(path).expanduser()
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(export_jsonl_string(sessions), encoding="utf-8", newline="\n")
 
@@ -66,7 +65,7 @@ def export_journal_jsonl(journal: LineageJournal, path: str | Path, *, skip_unkn
     registry = session_registry()
     sessions = []
     for session_id in journal.visit_order:
-        session = registry.get(session_id)
+        session = registry.get(session_id) or noted(session_id)
         if session is not None:
             sessions.append(session)
         elif not skip_unknown:

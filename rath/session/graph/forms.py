@@ -42,7 +42,7 @@ class Forms:
         return _text("lineage_svg", self.nodes)
 
     def to_mermaid(self) -> str:
-        """A Mermaid ``flowchart``."""
+        """A Mermaid ``flowchart``. Mermaid draws up to 500 arrows and 50,000 characters, unless its page configures more."""
         return _text("lineage_mermaid", self.nodes)
 
     def to_dot(self) -> str:

@@ -23,4 +23,12 @@ def to_frame(records: Sequence[dict[str, Any]], columns: Sequence[str]) -> Any:
         raise UsageError(
             'a data frame needs pandas: pip install pandas, or take the plain records: graph.tables("sessions")'
         ) from error
-    return pandas.DataFrame(list(records), columns=list(columns))
+    try:
+        return pandas.DataFrame(list(records), columns=list(columns))
+    except UnicodeEncodeError:  # pandas with pyarrow has no strings with lone surrogates: they are made visible
+        plain = [{name: _visible(value) for name, value in record.items()} for record in records]
+        return pandas.DataFrame(plain, columns=list(columns))
+
+
+def _visible(value: Any) -> Any:
+    return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from uuid import UUID
 
 from rath.core.cell import Cell
+from rath.core.redact import redact_text
 from rath.llm.types import RathLLMTokenUsage, add_usage
 from rath.session.graph.kind import LineageKind
 from rath.session.graph.record import LineageRecord
@@ -166,7 +167,7 @@ def collect(
             if agent.label == "session" and not agent.parents:
                 nodes[agent.id] = replace(agent, label="system")
     found = fold(nodes.values()) if fold_appends else list(nodes.values())
-    names = labels or {}
+    names = {named: redact_text(label) for named, label in (labels or {}).items()}
     return [replace(node, label=names[node.id]) if node.id in names else node for node in found]
 
 
@@ -199,7 +200,10 @@ def records_of(starts: Iterable[LineageRecord]) -> list[LineageRecord]:
 
 
 def node_of(record: LineageRecord, session: Recorded | None, label: str) -> LineageNode:
-    """The node of a record, and of its session while that lives; of a session with another record, nothing. Never waits."""
+    """The node of a record, and of its session while that lives; of a session with another record, nothing. Never waits.
+
+    Names are redacted, as they are in logs: every form of a graph shows them.
+    """
     if session is not None and session._record is not record:  # another one with this id
         session = None
     if session is not None and session._cell.done:
@@ -213,15 +217,15 @@ def node_of(record: LineageRecord, session: Recorded | None, label: str) -> Line
     return LineageNode(
         id=record.id,
         parents=record.parent_ids if len(record.parent_ids) < 2 else tuple(dict.fromkeys(record.parent_ids)),
-        operator=record.operator,
+        operator=redact_text(record.operator),
         kind=record.kind,
         status=status,
         rows=rows,
         usage=None if record.kind in OWNS_NOTHING else _as_logged(record.usage),
         extras=record.extras,
-        label=label,
+        label=redact_text(label),
         roles=roles_of(record.kind, record.parent_ids),
-        model=record.model,
+        model=record.model and redact_text(record.model),
         cost_usd=None if record.kind in OWNS_NOTHING else record.cost_usd,
         created_at=datetime.fromtimestamp(record.created_at, UTC),
         duration_s=record.duration_s,
@@ -235,8 +239,13 @@ def node_of(record: LineageRecord, session: Recorded | None, label: str) -> Line
 
 
 def _as_logged(usage: RathLLMTokenUsage | None) -> RathLLMTokenUsage | None:
-    """``usage`` with those parts of its breakdowns that are numbers of tokens, as logs have it: providers send null, too."""
-    if usage is None or (usage.prompt_tokens_details is None and usage.completion_tokens_details is None):
+    """``usage`` as the graph has it from logs, too: executors and providers send what they like, also null, -1 and 1e30.
+
+    With those parts of its breakdowns that are numbers of tokens; ``None`` where a count itself is none.
+    """
+    if usage is None or not all(map(_is_count, (usage.prompt_tokens, usage.completion_tokens, usage.total_tokens))):
+        return None
+    if usage.prompt_tokens_details is None and usage.completion_tokens_details is None:
         return usage
     return replace(
         usage,
@@ -245,9 +254,13 @@ def _as_logged(usage: RathLLMTokenUsage | None) -> RathLLMTokenUsage | None:
     )
 
 
-def _numbers(details: Mapping[str, Any] | None) -> dict[str, int] | None:
-    known = {str(name): value for name, value in (details or {}).items() if type(value) is int and 0 <= value < 2**53}
-    return known or None
+def _numbers(details: object) -> dict[str, int] | None:
+    given = details if isinstance(details, Mapping) else {}
+    return {str(name): value for name, value in given.items() if _is_count(value)} or None
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and 0 <= value < 2**53
 
 
 def roles_of(kind: LineageKind, parents: tuple[UUID, ...]) -> tuple[str, ...]:

@@ -69,7 +69,7 @@ class SessionGraph(Forms):
         return tuple(
             Edge(parent, node.id, role)
             for node in self._nodes
-            for parent, role in zip(node.parents, node.roles, strict=True)
+            for parent, role in node.parents_and_roles
             if parent in index
         )
 

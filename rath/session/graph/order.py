@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from heapq import heapify, heappop, heappush
 from uuid import UUID
 
+from rath.core.redact import redact_text
 from rath.session.graph.lineage import LineageNode, fold
 
 __all__ = ["assemble"]
@@ -31,7 +32,7 @@ def assemble(
     ordered = _in_order(list(nodes.values()))
     named = _labelled(fold(ordered) if fold_appends else ordered)
     if labels:
-        named = [replace(node, label=labels[node.id]) if node.id in labels else node for node in named]
+        named = [replace(node, label=redact_text(labels[node.id])) if node.id in labels else node for node in named]
     return named
 
 

@@ -8,8 +8,9 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar, runtime_checkable
 from uuid import UUID
+from weakref import WeakValueDictionary
 
-from rath.errors import UsageTypeError
+from rath.errors import UsageTypeError, UsageValueError
 from rath.session.graph.kind import LineageKind
 
 __all__ = [
@@ -17,6 +18,8 @@ __all__ = [
     "LineageRecorder",
     "lineage_journal_optional",
     "lineage_journal_tracking",
+    "note_in_journal",
+    "noted",
     "session_graph_mode",
     "session_graph_mode_override",
 ]
@@ -74,6 +77,23 @@ def lineage_journal_tracking(*, journal: LineageJournal | None = None) -> Genera
         _journal.reset(token)
 
 
+# Beside the registry, which has those that runs were asked for, and not their forks and merges. It keeps none alive.
+_noted: WeakValueDictionary[UUID, Any] = WeakValueDictionary()
+
+
+def note_in_journal(session: Any) -> None:
+    """Put a session into the journal that is attached here, if one is."""
+    journal = _journal.get()
+    if journal is not None:
+        journal.record(session.id)
+        _noted[session.id] = session
+
+
+def noted(session_id: UUID) -> Any:
+    """The session that went into a journal under this id, if it is alive."""
+    return _noted.get(session_id)
+
+
 @runtime_checkable
 class _Stampable(Protocol):
     def with_lineage(
@@ -103,14 +123,20 @@ class LineageRecorder:
         """A copy of ``session`` (same id, rows and sandbox) with this lineage; ``session`` itself where stamping is off.
 
         Raises:
-            UsageTypeError: ``session`` is no ``Session``.
+            UsageTypeError: ``session`` is no ``Session``, or a parent no ``UUID``.
+            UsageValueError: there is no such kind.
         """
         if not isinstance(session, _Stampable):
             raise UsageTypeError(f"expected a Session, not {type(session).__name__}")
+        stranger = next((parent for parent in parent_session_ids if not isinstance(parent, UUID)), None)
+        if stranger is not None:
+            raise UsageTypeError(f"a parent is named by its UUID, not by {type(stranger).__name__}")
+        try:
+            lineage_kind = LineageKind(lineage_kind)
+        except ValueError:
+            raise UsageValueError(f"no kind {lineage_kind!r:.60}; LineageKind has them all") from None
         if not session_graph_mode():
             return session
         stamped: S = session.with_lineage(parent_session_ids, lineage_operator, lineage_kind, lineage_extras)
-        journal = lineage_journal_optional()
-        if journal is not None:
-            journal.record(stamped.id)  # type: ignore[attr-defined]
+        note_in_journal(stamped)
         return stamped

@@ -136,7 +136,8 @@ def _may_have_spent(node: LineageNode) -> bool:
         return True
     if node.kind in _ASKS:
         return True
-    # A user's operator has the tokens of the runs inside it when it is done; what is known by its id may be anything.
+    # A user's operator has the tokens of the runs inside it when it is done: if there were runs and no tokens, nobody knows
+    # them. What is known by its id may be anything.
     if node.kind is LineageKind.OP_CUSTOM:
-        return node.status != "completed"
+        return node.status != "completed" or bool(node.covers)
     return node.status == "unknown" and node.kind is LineageKind.UNKNOWN

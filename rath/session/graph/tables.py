@@ -76,9 +76,9 @@ def node_columns(node: LineageNode) -> dict[str, Any]:
         "created_at": node.created_at,
         "duration_s": node.duration_s,
         "verdict": node.verdict,
-        "path": None if node.path is None else str(node.path),
-        "sandbox": node.sandbox,
-        "snapshot": node.snapshot,
+        "path": None if node.path is None else redact_text(str(node.path)),
+        "sandbox": node.sandbox and redact_text(node.sandbox),
+        "snapshot": node.snapshot and redact_text(node.snapshot),
         "digest": node.digest,
     }
 

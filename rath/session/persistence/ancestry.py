@@ -20,6 +20,7 @@ import msgspec
 
 from rath.core.encoding import encode_json
 from rath.core.redact import redact_text
+from rath.llm.types import RathLLMTokenUsage
 from rath.session.graph.kind import LineageKind
 from rath.session.graph.lineage import OWNS_NOTHING, LineageNode, roles_of, short_label, snapshot_of
 from rath.session.graph.record import LineageRecord
@@ -27,7 +28,7 @@ from rath.session.persistence.costs import UnpricedJson, amount, bill_of
 from rath.session.persistence.paths import SESSION_FILE_SUFFIX, SESSION_PARTIAL_SUFFIX
 from rath.session.persistence.records import pairs_to_json, plain, usage_from_json, usage_to_json
 
-__all__ = ["MAX_TEXT", "ancestry_nodes", "digest_text", "lineage_fields", "moment_text", "text_of"]
+__all__ = ["MAX_TEXT", "ancestry_nodes", "digest_text", "lineage_fields", "moment_text", "text_of", "usage_of"]
 
 _MAX_ENTRIES = 128
 _MAX_BYTES = 32 << 10
@@ -37,6 +38,7 @@ MAX_TEXT = 200
 _MAX_PARENTS = 1000
 _DIGEST = re.compile(r"[0-9a-f]{32}")
 _ENDED = ("completed", "failed", "cancelled")
+_COUNTS = ("prompt_tokens", "completion_tokens", "total_tokens")
 
 
 # -- to JSON ---------------------------------------------------------------------------------------------------
@@ -188,7 +190,7 @@ def _node(entry: _Entry) -> LineageNode | None:
         kind=kind,
         status=entry.status if entry.status in _ENDED else "unknown",
         rows=entry.rows if entry.rows is not None and 0 <= entry.rows < 2**53 else None,
-        usage=None if owns_nothing or entry.usage is None else usage_from_json(entry.usage),
+        usage=None if owns_nothing else usage_of(entry.usage),
         extras=entry.extras,
         label=short_label(kind, operator),
         roles=roles_of(kind, parents),
@@ -201,6 +203,12 @@ def _node(entry: _Entry) -> LineageNode | None:
         digest=digest_text(entry.digest),
         covers=entry.covers,
     )
+
+
+def usage_of(value: object) -> RathLLMTokenUsage | None:
+    """The tokens that ``value`` tells of, if it has all three counts: to a graph, one that is left out is unknown, not 0."""
+    counted = isinstance(value, dict) and all(value.get(name) is not None for name in _COUNTS)
+    return usage_from_json(value) if counted else None
 
 
 def text_of(value: object) -> str | None:

@@ -13,16 +13,16 @@ from rath.errors import PersistenceError, UsageTypeError
 from rath.llm.types import RathLLMTokenUsage, add_usage
 from rath.session.graph.diff_sides import Compared
 from rath.session.graph.kind import LineageKind
-from rath.session.graph.lineage import LineageNode
+from rath.session.graph.lineage import LineageNode, roles_of
+from rath.session.graph.order import assemble
 from rath.session.persistence.costs import bill_of_records
+from rath.session.persistence.lineage import read_ancestors
 from rath.session.persistence.paths import log_name
 from rath.session.persistence.reader import PersistedSession, load_session
 from rath.session.persistence.records import usage_from_json
 
 __all__ = ["compared_log", "spent"]
 
-# Ancestors are read whole, for what their runs used. Of a longer line, the nearest count.
-_MAX_ANCESTORS = 32
 _MAX_ANCESTOR_BYTES = 16 << 20
 
 
@@ -49,7 +49,7 @@ def compared_log(source: PersistedSession | UUID | str | os.PathLike[str]) -> Co
         redact_text(header.lineage_operator),
         _status(loaded),
         loaded.chunk_table,
-        [*_ancestors(loaded), _node(loaded)],
+        _lineage(loaded),
         no_files="unknown: only its log is left",
     )
 
@@ -62,41 +62,19 @@ def _is_id(text: str) -> bool:
     return True
 
 
-def _ancestors(loaded: PersistedSession) -> list[LineageNode]:
-    """Those whose logs are in the same directory, and the ids of their parents; parents first."""
-    found: dict[UUID, LineageNode] = {}
-    headers = [loaded.header]
+def _lineage(loaded: PersistedSession) -> list[LineageNode]:
+    """Its node and those of its ancestors, as far as the headers in its directory tell; parents first."""
+    own = _node(loaded)
+    found = read_ancestors(loaded.path, own)
     left_bytes = _MAX_ANCESTOR_BYTES
-
-    def load(session_id: UUID) -> PersistedSession | None:
-        nonlocal left_bytes
-        if len(headers) > _MAX_ANCESTORS or left_bytes <= 0:
-            return None
-        log = _log_beside(loaded.path, session_id)
-        # Shared rows are read for each log anew.
-        left_bytes -= 0 if log is None else sum(len(row.encoded) for row in log.chunk_table)
-        return log
-
-    def look_for(session_id: UUID) -> None:
-        if session_id not in found and session_id != loaded.header.id:
-            found[session_id] = LineageNode(session_id)
-            log = load(session_id)
+    for session_id, node in found.items():
+        # Without an end, a log has what its run used in its records only.
+        if node.path is not None and node.usage is None and node.verdict != "complete" and left_bytes > 0:
+            log = _log_beside(loaded.path, session_id)
             if log is not None:
+                left_bytes -= sum(len(row.encoded) for row in log.chunk_table)
                 found[session_id] = _node(log)
-                headers.append(log.header)
-
-    for header in headers:
-        parents, prefix = header.parent_session_ids, header.prefix
-        for parent in parents:
-            look_for(parent)
-        if prefix is None or not parents or found.get(parents[0]) != LineageNode(parents[0]):
-            continue
-        # A fork or an append has no log. Where the log's rows begin with all rows of another one, it was made from that.
-        whole = load(prefix.session_id)
-        if whole is not None and len(whole.chunk_table) == prefix.length and whole.header.id != loaded.header.id:
-            look_for(whole.header.id)
-            found[parents[0]] = LineageNode(parents[0], parents=(whole.header.id,), kind=LineageKind.OP_APPEND)
-    return _parents_first(found)
+    return assemble({**found, own.id: own})
 
 
 def _log_beside(path: Path, session_id: UUID) -> PersistedSession | None:
@@ -110,26 +88,6 @@ def _log_beside(path: Path, session_id: UUID) -> PersistedSession | None:
     return None
 
 
-def _parents_first(nodes: Mapping[UUID, LineageNode]) -> list[LineageNode]:
-    """In order; what claims to be its own ancestor has no parents."""
-    ordered: list[LineageNode] = []
-    state: dict[UUID, bool] = {}  # whether it is in `ordered`
-    for start in nodes:
-        stack = [(start, False)]
-        while stack:
-            session_id, parents_done = stack.pop()
-            if parents_done:
-                node = nodes[session_id]
-                state[session_id] = True
-                known = tuple(parent for parent in node.parents if state.get(parent))
-                ordered.append(node if known == node.parents else LineageNode(session_id, status=node.status))
-            elif session_id not in state:
-                state[session_id] = False
-                stack.append((session_id, True))
-                stack.extend((parent, False) for parent in reversed(nodes[session_id].parents) if parent in nodes)
-    return ordered
-
-
 def _node(loaded: PersistedSession) -> LineageNode:
     header = loaded.header
     usage, cost = spent(loaded)
@@ -140,6 +98,7 @@ def _node(loaded: PersistedSession) -> LineageNode:
         parents=parents,
         operator=header.lineage_operator,
         kind=header.lineage_kind,
+        roles=roles_of(header.lineage_kind, parents),
         status=_status(loaded),
         rows=len(loaded.chunk_table),
         # Only these have completions of their own; what another adds up is not its.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from rath.llm.pricing import Bill
 from rath.llm.types import RathLLMTokenUsage
 from rath.session.chunk import ChunkTable
 from rath.session.graph.lineage import OWNS_NOTHING, LineageNode, roles_of, short_label, snapshot_of
-from rath.session.persistence.ancestry import MAX_TEXT, ancestry_nodes, digest_text, text_of
+from rath.session.persistence.ancestry import MAX_TEXT, ancestry_nodes, digest_text, text_of, usage_of
 from rath.session.persistence.costs import amount, bill_of, bill_of_records
 from rath.session.persistence.edges import parse_header, read_edges, read_first_line
 from rath.session.persistence.format import BadLine, decode_object
@@ -23,21 +24,24 @@ from rath.session.persistence.paths import (
     SESSION_FILE_SUFFIX,
     SESSION_PARTIAL_SUFFIX,
     SESSIONS_DIR_NAME,
+    is_directory,
     lock_file,
+    log_name,
     log_path,
     sessions_dir,
 )
 from rath.session.persistence.reader import load_session
-from rath.session.persistence.records import PersistedSessionHeader, usage_from_json
+from rath.session.persistence.records import PersistedSessionHeader
 from rath.session.session import Session
 
-__all__ = ["find_directory", "read_nodes", "read_transcript", "recalled"]
+__all__ = ["find_directory", "read_ancestors", "read_nodes", "read_transcript", "recalled"]
 
 _EDGE = 4096
 _MAX_TAIL = 1 << 20
 _MAX_EXTRAS_LINE = 64 << 10
 """Extras of longer lines are left out: a directory of a million-byte headers must not fill the memory."""
 _MAX_PARENTS = 1000
+_MAX_ANCESTORS = 4000  # some 0.15 ms each
 MAX_TRANSCRIPT_BYTES = 64 << 20
 _STATUSES = ("completed", "failed", "cancelled")
 
@@ -51,10 +55,10 @@ def find_directory(given: str | os.PathLike[str] | None = None) -> Path:
     if given is None:
         return sessions_dir()
     directory = log_path(os.fspath(given))
-    if not directory.is_dir():
+    if not is_directory(directory):
         raise PersistenceError(f"{directory} is no directory: lineage(dir=...) reads a directory of logs, or an .openrath")
     inside = directory / SESSIONS_DIR_NAME
-    return inside if inside.is_dir() else directory
+    return inside if is_directory(inside) else directory
 
 
 def read_nodes(directory: Path) -> dict[UUID, LineageNode]:
@@ -73,20 +77,45 @@ def read_nodes(directory: Path) -> dict[UUID, LineageNode]:
         # Of several logs of one session that with its name counts; of two such, the one that was ended.
         if found is None or (found.id in logged and name != f"{found.id}{SESSION_FILE_SUFFIX}"):
             continue
-        for ancestor in ancestry_nodes(header, told):
-            if ancestor.id == found.id:
-                found = _completed_by(found, ancestor)
-            else:
-                told[ancestor.id] = ancestor
-        logged[found.id] = found
+        logged[found.id] = _heard(found, header, told)
     for session_id, node in told.items():
-        log = logged.get(session_id)
-        if log is None:
-            logged[session_id] = node
-        elif log.status == "unknown":
-            # Somebody went on from it, so that its run has ended well, or was taken up: its log does not know.
-            logged[session_id] = replace(node, path=log.path, verdict=log.verdict)
+        logged[session_id] = _both(logged.get(session_id), node)
     return logged
+
+
+def read_ancestors(path: Path, own: LineageNode) -> dict[UUID, LineageNode]:
+    """What ``own``, whose log is at ``path``, descends from: at most 4,000, by its header and the logs beside it."""
+    told: dict[UUID, LineageNode] = {}
+    found: dict[UUID, LineageNode] = {}
+    _heard(own, _read(path.parent, path.name)[1], told)
+    waiting = deque(own.parents)
+    while waiting and len(found) < _MAX_ANCESTORS:
+        session_id = waiting.popleft()
+        if session_id in found or session_id == own.id:
+            continue
+        log, header = _read(path.parent, log_name(session_id))
+        log = _heard(log, header, told) if log is not None and log.id == session_id else None
+        node = found[session_id] = _both(log, told.get(session_id, LineageNode(session_id)))
+        waiting.extend(node.parents)
+    return found
+
+
+def _heard(node: LineageNode, header: bytes, told: dict[UUID, LineageNode]) -> LineageNode:
+    """``node`` with what its ``header`` says of it beyond its parents; what it says of its ancestors goes into ``told``."""
+    for ancestor in ancestry_nodes(header, told):
+        if ancestor.id == node.id:
+            node = _completed_by(node, ancestor)
+        else:
+            told[ancestor.id] = ancestor
+    return node
+
+
+def _both(log: LineageNode | None, told: LineageNode) -> LineageNode:
+    """A session of which there may be a log, and of which another's header tells, or its id alone."""
+    if log is None:
+        return told
+    # Somebody went on from it, so that its run has ended well, or was taken up: its log does not know.
+    return replace(told, path=log.path, verdict=log.verdict) if log.status == "unknown" and told.created_at else log
 
 
 def read_transcript(path: Path) -> ChunkTable | None:
@@ -166,7 +195,7 @@ def _trailer(tail: bytes) -> dict[str, Any] | None:
     if not line.startswith(b'{"record_type"'):  # schema 1 spells its lines in other ways
         line = line.strip()
     try:
-        record = decode_object(line)
+        record = decode_object(line, lenient=True)
     except BadLine:
         return None
     if record.get("record_type") != "trailer":
@@ -182,7 +211,7 @@ def _ended(path: Path, header: PersistedSessionHeader, trailer: dict[str, Any]) 
     rows = trailer.get("final_chunk_count")
     status = outcome.get("status", "completed")
     owns_nothing = header.lineage_kind in OWNS_NOTHING
-    usage = None if owns_nothing else usage_from_json(trailer.get("cumulative_usage"))
+    usage = None if owns_nothing else usage_of(trailer.get("cumulative_usage"))
     return _node(
         path,
         header,
