@@ -30,7 +30,7 @@ def encode_json(value: Any) -> bytes:
     try:
         encoded = _encode(value)
     except UnicodeEncodeError:
-        encoded = json.dumps(value, separators=(",", ":")).encode()
+        encoded = _escaped(value)
     except (TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError) as error:
         raise UsageTypeError(f"not representable as JSON: {error}") from error
     if not encoded.isascii():
@@ -38,6 +38,19 @@ def encode_json(value: Any) -> bytes:
             if raw in encoded:
                 encoded = encoded.replace(raw, escaped)
     return encoded
+
+
+def _escaped(value: Any) -> bytes:
+    """JSON of what holds lone surrogates, else as msgspec has it: dates as text, sets as lists, NaN as null."""
+    try:
+        plain = msgspec.to_builtins(value, str_keys=True)
+        try:
+            return json.dumps(plain, separators=(",", ":"), allow_nan=False).encode()
+        except ValueError:
+            finite = json.loads(json.dumps(plain), parse_constant=lambda _name: None)
+            return json.dumps(finite, separators=(",", ":")).encode()
+    except (TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError) as error:
+        raise UsageTypeError(f"not representable as JSON: {error}") from error
 
 
 def decode_json(encoded: bytes) -> Any:

@@ -54,6 +54,7 @@ VENDOR = Vendor(
     label="Anthropic",
     key_variable="ANTHROPIC_API_KEY",
     url_variable="ANTHROPIC_BASE_URL",
+    model_variable="ANTHROPIC_DEFAULT_MODEL",
     default_url="https://api.anthropic.com",
     path="/v1/messages",
     stream_class=AsyncStream[object],
@@ -98,11 +99,12 @@ class RathAnthropicChatClient(HttpChatClient):
     """A client for Anthropic's messages API.
 
     The key is ``provider.api_key``, else ``ANTHROPIC_API_KEY``; the address ``provider.base_url`` (without
-    ``/v1``), else ``ANTHROPIC_BASE_URL``, else Anthropic's own. A server on this machine needs no key.
-    Clients are cheap: those of one configuration share their connections.
+    ``/v1``), else ``ANTHROPIC_BASE_URL``, else Anthropic's own; the model ``provider.model``, else
+    ``ANTHROPIC_DEFAULT_MODEL``. A server on this machine needs no key. Clients are cheap: those of one
+    configuration share their connections.
 
     Raises:
-        UsageError: there is no API key.
+        UsageValueError: there is no API key.
     """
 
     vendor = VENDOR
@@ -110,7 +112,7 @@ class RathAnthropicChatClient(HttpChatClient):
 
     def _arguments(self, request: RathLLMChatRequest, stream: bool) -> dict[str, Any]:
         build = build_anthropic_stream_kwargs if stream else build_anthropic_kwargs
-        return build(request, default_model=self._provider.model)
+        return build(request, default_model=self.default_model)
 
     def _response(self, reply: Mapping[str, Any]) -> RathLLMChatResponse:
         return normalize_anthropic_response(reply)

@@ -46,6 +46,7 @@ class Vendor(NamedTuple):
     label: str
     key_variable: str
     url_variable: str
+    model_variable: str
     default_url: str
     path: str
     stream_class: type[Any]

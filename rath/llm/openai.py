@@ -40,6 +40,7 @@ VENDOR = Vendor(
     label="OpenAI",
     key_variable="OPENAI_API_KEY",
     url_variable="OPENAI_BASE_URL",
+    model_variable="OPENAI_DEFAULT_MODEL",
     default_url="https://api.openai.com/v1",
     path="/chat/completions",
     stream_class=AsyncStream[object],
@@ -81,18 +82,19 @@ class RathOpenAIChatClient(HttpChatClient):
     """A client for OpenAI's chat completions and compatible servers.
 
     The key is ``provider.api_key``, else ``OPENAI_API_KEY``; the address ``provider.base_url``, else
-    ``OPENAI_BASE_URL``, else OpenAI's own. A server on this machine needs no key. Clients are cheap: those of
-    one configuration share their connections. Of several choices (``n``) only the first is streamed.
+    ``OPENAI_BASE_URL``, else OpenAI's own; the model ``provider.model``, else ``OPENAI_DEFAULT_MODEL``. A server on
+    this machine needs no key. Clients are cheap: those of one configuration share their connections. Of several
+    choices (``n``) only the first is streamed.
 
     Raises:
-        UsageError: there is no API key.
+        UsageValueError: there is no API key.
     """
 
     vendor = VENDOR
     sdk_clients = SdkClients(_make_sdk)
 
     def _arguments(self, request: RathLLMChatRequest, stream: bool) -> dict[str, Any]:
-        arguments = to_create_kwargs(request, default_model=self._provider.model)
+        arguments = to_create_kwargs(request, default_model=self.default_model)
         if stream:
             arguments["stream"] = True
             arguments.setdefault("stream_options", {"include_usage": True})

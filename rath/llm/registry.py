@@ -76,7 +76,7 @@ def chat_client_for(provider: Provider) -> ChatClient:
 
     Raises:
         UsageValueError: nothing serves that kind.
-        UsageError: the kind's factory finds the provider unusable, e.g. without an API key.
+        UsageError: the kind's factory finds the provider unusable, e.g. without an API key (a ValueError too).
     """
     if provider.client is not None:
         return cast(ChatClient, provider.client)

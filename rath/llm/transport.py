@@ -53,8 +53,8 @@ def resolve_access(provider: Provider, vendor: Vendor) -> Access:
     A server on this machine needs no key. A key that is found is redacted from now on.
 
     Raises:
-        UsageError: there is no key, or it cannot stand in a header.
-        UsageValueError: the base URL is none.
+        UsageError: the key cannot stand in a header.
+        UsageValueError: there is no key, or the base URL is none.
     """
     base_url = provider.base_url or os.environ.get(vendor.url_variable) or vendor.default_url
     host = _host(base_url)
@@ -71,7 +71,7 @@ def resolve_access(provider: Provider, vendor: Vendor) -> Access:
             )
         return Access(key, base_url, provider.timeout_s)
     if not _is_loopback(host):
-        raise UsageError(
+        raise UsageValueError(
             f"no API key for {vendor.label}: set the environment variable {vendor.key_variable} or pass "
             "Provider(api_key=…); `rath doctor` shows what is configured"
         )
@@ -225,6 +225,11 @@ class HttpChatClient(ChatClientBase):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._provider!r})"
+
+    @property
+    def default_model(self) -> str | None:
+        """The model of a request that names none: the provider's, else the environment's."""
+        return self._provider.model or os.environ.get(self.vendor.model_variable) or None
 
     @abstractmethod
     def _arguments(self, request: RathLLMChatRequest, stream: bool) -> dict[str, Any]:

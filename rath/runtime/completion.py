@@ -109,6 +109,10 @@ class Completer:
         try:
             async with aclosing(self._deltas(request)) as deltas:
                 async for delta in deltas:
+                    if not isinstance(delta, RathLLMStreamDelta):
+                        raise ProviderError(
+                            f"{type(self._source).__name__} streamed {type(delta).__name__} instead of a RathLLMStreamDelta"
+                        )
                     if not seen:
                         seen.append(True)
                     if self._request.on_event is not None:

@@ -13,9 +13,10 @@ import pytest
 from rath.core.home import openrath_home
 from rath.core.redact import redact_text
 from rath.errors import UsageError, UsageTypeError, UsageValueError
-from rath.llm import RathLLMChatRequest, RathLLMFunctionTool, RathLLMMessage, register_chat_client
+from rath.llm import RathLLMChatRequest, RathLLMFunctionTool, RathLLMMessage, chat_client_for, register_chat_client
 from rath.llm.provider import Provider, request_options
-from tests.llm.support import KEY
+from tests.llm.support import KEY, ask, request
+from tests.wire.server import Answer, WireServer
 
 DOCUMENTED = [
     "base_url",
@@ -299,3 +300,21 @@ def test_the_data_directory_is_in_the_users_home_if_there_is_no_other(
     assert openrath_home() == tmp_path / "user" / ".openrath"
     (tmp_path / "work").rmdir()
     assert openrath_home() == tmp_path / "user" / ".openrath"
+
+
+# -- the environment's model ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("vendor", ["openai", "anthropic"])
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_provider_without_a_model_takes_its_vendors_default(
+    vendor: str, stream: bool, bare_env: pytest.MonkeyPatch
+):
+    bare_env.setenv(f"{vendor.upper()}_DEFAULT_MODEL", "from-the-environment")
+    with WireServer(Answer("ok"), Answer("ok")) as server:
+        url = server.openai_url if vendor == "openai" else server.url
+        for model in (None, "named"):
+            provider = Provider(provider_kind=vendor, model=model, api_key=KEY, base_url=url)
+            ask(chat_client_for(provider), request(), stream=stream)
+        assert [asked.body["model"] for asked in server.requests] == ["from-the-environment", "named"]

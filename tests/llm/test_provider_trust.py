@@ -66,6 +66,15 @@ def test_a_key_that_no_header_can_carry_is_refused_and_not_shown(vendor: str, ke
 
 
 @BOTH
+def test_a_missing_key_is_a_value_error_that_names_the_variable(vendor: str, monkeypatch: pytest.MonkeyPatch):
+    variable = f"{vendor.upper()}_API_KEY"
+    monkeypatch.delenv(variable, raising=False)
+    with pytest.raises(ValueError, match=variable) as caught:
+        client(vendor, "http://198.51.100.1")
+    assert isinstance(caught.value, UsageError)
+
+
+@BOTH
 def test_a_broken_custom_header_is_refused_and_not_shown(vendor: str):
     for value in ("Bearer sk-custom-header\n", "Bearer sk-custom-h\u00e9ader"):
         with WireServer(Answer("ok")) as server, pytest.raises(UsageError, match="X-Gate") as caught:

@@ -139,6 +139,18 @@ def test_lineage_and_placement_are_there_from_the_first_moment(gate):
     assert not out.done
 
 
+def test_done_may_be_read_or_called(gate):
+    out = gate.loop()
+    assert gate.entered.wait(10)
+    assert not out.done
+    assert out.done() is False
+    gate.leave.set()
+    out.synchronize()
+    assert out.done
+    assert out.done() is True
+    assert repr(out.done) == "True"
+
+
 # -- failure ----------------------------------------------------------------------------------------------------------
 
 
