@@ -210,6 +210,13 @@ class RathLLMStreamDelta:
     reasoning_delta: str | None = None
 
 
+def counted(usage: RathLLMTokenUsage | None) -> RathLLMTokenUsage | None:
+    """``usage``, if its counts can be added up; else nobody knows it. Executors of others send null, and text."""
+    if usage is None or not all(type(n) is int for n in (usage.prompt_tokens, usage.completion_tokens, usage.total_tokens)):
+        return None
+    return usage
+
+
 def add_usage(a: RathLLMTokenUsage | None, b: RathLLMTokenUsage | None) -> RathLLMTokenUsage | None:
     """The sum of two usages; ``None`` only when both are. Breakdowns do not add up across calls and are dropped."""
     if a is None:

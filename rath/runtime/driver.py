@@ -33,6 +33,7 @@ from rath.llm.types import (
     RathLLMTokenUsage,
     RathLLMToolCallPart,
     add_usage,
+    counted,
 )
 from rath.runtime.calling import ToolCalls
 from rath.runtime.completion import Completer
@@ -170,10 +171,11 @@ class BaseRun(ABC):
         self.emit(events.MessageFinished, turn, message.content, len(message.tool_calls or ()), choice.finish_reason)
         if replied is not None:
             replied(message)
-        if response.usage is not None:
+        usage = counted(response.usage)
+        if usage is not None:
             before = 0 if self._usage is None else self._usage.total_tokens
-            self._usage = add_usage(self._usage, response.usage)
-            self.emit(events.UsageReported, response.usage, response.model or self.request.provider.model or "")
+            self._usage = add_usage(self._usage, usage)
+            self.emit(events.UsageReported, usage, response.model or self.request.provider.model or "")
             if self._over_budget(before):
                 await self._budget_exceeded()
         else:  # what it cost, and so what the run cost, nobody can know

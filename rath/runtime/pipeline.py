@@ -21,7 +21,7 @@ from rath.core.events import TERMINAL, Event
 from rath.core.ports import Runner
 from rath.core.redact import scan_environment
 from rath.errors import UsageTypeError
-from rath.llm.types import RathLLMTokenUsage, add_usage
+from rath.llm.types import RathLLMTokenUsage, add_usage, counted
 from rath.runtime.dispatch import ended
 from rath.runtime.job import Job
 from rath.runtime.sync import LogSync
@@ -252,7 +252,7 @@ class _Fold:
             rows.append(event.row)
             fields["index"] = len(self._seed) + len(rows) - 1
         elif isinstance(event, events.UsageReported):
-            self._usage = add_usage(self._usage, event.usage)
+            self._usage = add_usage(self._usage, counted(event.usage))
         elif isinstance(event, events.ToolFinished):
             fields["row_index"] = self._row_of(event)
         own = [value for name, value in fields.items() if name not in _COMMON_FIELDS]

@@ -5,6 +5,7 @@ import json
 import logging
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -383,7 +384,6 @@ USAGE = {"prompt_tokens": 6, "completion_tokens": 4, "total_tokens": 10}
 
 
 def budgeted(cap, callback=None, rounds=4):
-    from dataclasses import replace
 
     provider = scripted(*[calls(call("record"), usage=USAGE)] * rounds, {"text": "done", "usage": USAGE})
     return replace(provider, budget_total_tokens=cap, on_budget_exceeded=callback)
@@ -466,8 +466,6 @@ def test_raising_from_on_event_fails_the_run():
 
 
 def test_asynchronous_callbacks_are_refused():
-    from dataclasses import replace
-
     async def callback(*args):
         pass
 
@@ -749,6 +747,13 @@ class Executor:
         return ()
 
 
+def test_counts_that_are_no_numbers_are_usage_that_nobody_knows():
+    none, some = RathLLMTokenUsage(None, "2", None), RathLLMTokenUsage(1, 2, 3)
+    replies = (replace(reply(None, ("record", '{"n": 1}')), usage=usage) for usage in (none, some, none))
+    out = loop(Provider(model="m"), executor=Executor(*replies, replace(reply("done"), usage=some)), tools=[Recorder()])
+    assert out.cumulative_usage == RathLLMTokenUsage(2, 4, 6)
+
+
 def test_an_executor_completes_and_dispatches():
     executor = Executor(reply(None, ("record", '{"n": 1}')), reply("done"))
     out = loop(Provider(model="m"), executor=executor, tools=[Recorder()])
@@ -848,8 +853,6 @@ def test_a_client_that_returns_something_else_is_a_provider_error():
 
 
 def test_a_retryable_failure_is_retried_before_anything_was_seen():
-    from dataclasses import replace
-
     provider = replace(scripted({"error": {"status": 503, "message": "busy", "retryable": True}}, "done"), retry_base_seconds=0.01)
     out = loop(provider)
     assert out.chunk_table[-1].text == "done"
