@@ -19,7 +19,8 @@ __all__ = ["JsonFlag", "session_ids", "sessions_app"]
 _ID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}\.")
 _EXIT_CODES = (
     "Exit codes: 0, done; 1, it could not be done, there is no such log, or (verify) a log is not complete; 2, wrong usage; "
-    "129, 130 and 143, ended by SIGHUP, Ctrl-C and SIGTERM; 141, whoever read the output left."
+    "129, 130 and 143, ended by SIGHUP, Ctrl-C and SIGTERM; 141, whoever read the output left. "
+    "diff exits as diff(1) does: 1, the sessions differ; 2, they cannot be compared."
 )
 sessions_app = typer.Typer(
     name="sessions",

@@ -111,7 +111,12 @@ class Screen:
         Args:
             indent: ``None`` for a value on one line, as one of many.
         """
-        text = redact_bytes(json.dumps(value, indent=indent, default=str).encode()).decode()
+        try:
+            text = json.dumps(value, indent=indent, default=str, allow_nan=False)
+        except ValueError:  # 1e999 in a log is JSON, and infinite in Python; programs cannot read that
+            finite = json.loads(json.dumps(value, default=str), parse_constant=lambda _name: None)
+            text = json.dumps(finite, indent=indent)
+        text = redact_bytes(text.encode()).decode()
         self.console.file.write(text + "\n")
         self.console.file.flush()
 

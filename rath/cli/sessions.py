@@ -16,7 +16,7 @@ from rath.cli.console import Screen, Trouble, err, out, user_path
 from rath.display.svg import short_id
 from rath.display.text import fit, one_line, width
 from rath.session.persistence.collection import LogEntry, open_dir
-from rath.session.persistence.paths import SESSION_FILE_SUFFIX, SESSION_PARTIAL_SUFFIX, sessions_dir
+from rath.session.persistence.paths import SESSION_FILE_SUFFIX, SESSION_PARTIAL_SUFFIX, is_there, sessions_dir
 
 __all__ = ["VERDICT_STYLES", "find_session_log", "list_logs", "local_time", "progress_bar"]
 
@@ -55,7 +55,7 @@ def find_session_log(session: str) -> Path:
     """
     if os.sep in session or session.endswith((SESSION_FILE_SUFFIX, SESSION_PARTIAL_SUFFIX)):
         path = user_path(session)
-        if not path.exists():
+        if not is_there(path):
             raise Trouble(f"there is no log {path}", code=1)
         return path
     if not _ID_PART.fullmatch(session):
@@ -75,8 +75,10 @@ def _logs_that_begin_with(prefix: str) -> list[Path]:
     bare = prefix.replace("-", "")
     try:
         names = sorted(os.listdir(directory))
-    except OSError:
+    except FileNotFoundError:
         return []
+    except OSError as error:
+        raise Trouble(f"cannot list the logs in {directory}: {error.strerror or error}", code=1) from None
     found: dict[str, Path] = {}
     for name in names:
         stem = name.removesuffix(SESSION_PARTIAL_SUFFIX).removesuffix(SESSION_FILE_SUFFIX)

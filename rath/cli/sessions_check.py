@@ -20,6 +20,11 @@ from rath.session.persistence.verdict import Verdict, verify
 __all__ = ["export_log", "salvage_log", "verdict_json", "verify_logs"]
 
 _FEW = 20
+_NAMES = (
+    *("path", "id", "verdict", "reason", "line", "offset", "schema", "records", "rows"),
+    *("whole_bytes", "size_bytes", "records_after", "writer"),
+)
+"""What a verdict says to programs: each of these, always."""
 
 
 def verify_logs(sessions: Sequence[str], *, everything: bool, as_json: bool) -> int:
@@ -88,28 +93,15 @@ def _tell_blobs(blobs: CopiedBlobs, made: Path) -> None:
 
 def verdict_json(found: Verdict) -> dict[str, Any]:
     """A verdict for programs."""
-    return {
-        "path": str(found.path),
-        "id": None if found.session_id is None else str(found.session_id),
-        "verdict": found.verdict,
-        "reason": found.reason,
-        "line": found.line,
-        "offset": found.offset,
-        "schema": found.schema,
-        "records": found.records,
-        "rows": found.rows,
-        "whole_bytes": found.whole_bytes,
-        "size_bytes": found.size_bytes,
-        "records_after": found.records_after,
-        "writer": found.writer,
-    }
+    values = {name: getattr(found, name, None) for name in _NAMES}
+    return values | {"path": str(found.path), "id": None if found.session_id is None else str(found.session_id)}
 
 
 def _verdict_on(path: Path) -> dict[str, Any]:
     try:
         return verdict_json(verify(path))
     except PersistenceError as error:
-        return {"path": str(path), "id": None, "verdict": "unreadable", "reason": str(error)}
+        return dict.fromkeys(_NAMES) | {"path": str(path), "verdict": "unreadable", "reason": str(error)}
 
 
 def _show_verdicts(screen: Screen, found: Sequence[dict[str, Any]], counts: Counter[str], *, all_shown: bool) -> None:
@@ -117,7 +109,7 @@ def _show_verdicts(screen: Screen, found: Sequence[dict[str, Any]], counts: Coun
         if not all_shown and one["verdict"] == "complete":
             continue
         verdict = one["verdict"]
-        rows = count(one["rows"], "row") if "rows" in one else ""
+        rows = "" if one["rows"] is None else count(one["rows"], "row")
         screen.line((f"{verdict:10}", VERDICT_STYLES[verdict]), f"  {rows:>9}  {one_line(one['path'], 4096)}")
         if one["reason"]:
             where = f"line {one['line']}, byte {one['offset']}: " if one.get("line") else ""

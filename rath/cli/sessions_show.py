@@ -120,6 +120,8 @@ def _show_end(screen: Screen, loaded: PersistedSession) -> None:
             said = "has no result yet"
         elif call_id in begun:
             said = "had begun, and may or may not have taken effect"
+        elif loaded.header.epoch is None:  # schema 1 has no record of a tool's start
+            said = "has no result, and its log does not say whether it had begun"
         else:
             said = "had not begun"
         screen.line(("⚠ interrupted: " if writer is None else "… ", "bold yellow"), (one_line(name), "cyan"), f" {said}")

@@ -23,6 +23,7 @@ from rath.session.persistence.format import (
     SEAL_LENGTH,
     BadLine,
     chain_hash,
+    decode_header,
     decode_object,
     sealed_hash,
 )
@@ -72,7 +73,8 @@ class _Reader:
 
     def _row(self, line: bytes) -> Iterator[tuple[int, ChunkRow]]:
         try:
-            record = decode_object(line)
+            lenient = self.version < CURRENT_SCHEMA_VERSION
+            record = decode_header(line) if self.lines == 1 else decode_object(line, lenient=lenient)
             self._check(record, line)
             kind = record.get("record_type")
             self.trailer = record if kind == "trailer" else None

@@ -215,8 +215,16 @@ def log_options(persist: bool | Durability, persist_path: Path | str | None) -> 
     return {
         "persist": bool(persist) or persist_path is not None,
         "durability": persist if isinstance(persist, str) else "turn",
-        "persist_path": None if persist_path is None else Path(persist_path),
+        "persist_path": None if persist_path is None else _meant_now(persist_path),
     }
+
+
+def _meant_now(path: Path | str) -> Path:
+    """The path as it is meant at the call: by the time the run starts, the program may be in another directory."""
+    try:
+        return Path(path).expanduser().absolute()
+    except (OSError, RuntimeError):  # whoever opens the log says what is wrong with it
+        return Path(path)
 
 
 def check_loop(max_tool_rounds: object, middleware: object) -> None:

@@ -18,6 +18,7 @@ import pytest
 from rath.cli.app_sessions import session_ids
 from rath.session.chunk import user_text_chunk
 from rath.session.persistence import load_session, session_file, verify
+from rath.session.persistence.format import SEAL_LENGTH, seal
 from rath.session.persistence.runlog import open_run_log
 from rath.session.session import Session
 from tests.cli.support import CONTROL, Ran, command, environment, rath_at_a_terminal
@@ -82,6 +83,31 @@ def test_verify_all_counts_and_names_what_is_not_complete(rath_here: Rath) -> No
     assert found["counts"] == {"complete": 25, "damaged": 1, "unreadable": 1}
     one = next(log for log in found["logs"] if log["verdict"] == "damaged")
     assert (one["id"], one["line"], one["rows"], one["records_after"]) == (str(damaged.id), 6, 2, 4)
+    refused = next(log for log in found["logs"] if log["verdict"] == "unreadable")
+    assert set(refused) == set(one)
+    assert (refused["path"], refused["rows"]) == (str(newer), None)
+
+
+def test_a_directory_that_cannot_be_listed_is_not_one_without_logs(rath_here: Rath, tmp_path: Path) -> None:
+    (tmp_path / ".openrath").write_text("a file")
+    for doing in ("show", "verify", "resume", "pin"):
+        done = rath_here("sessions", doing, "6a1f")
+        assert (done.code, done.err.partition(":")[2].strip().partition(" in ")[0]) == (1, "cannot list the logs")
+
+
+def test_numbers_that_no_program_can_read_are_null_in_what_is_shown(rath_here: Rath) -> None:
+    session = log_of()
+    path = session_file(session.id)
+    edited = records(path)
+    previous, data = edited[0]["epoch"].encode(), b""
+    edited[0]["lineage_extras"] = [["score", "HUGE"]]
+    rechained(path, edited)
+    for line in path.read_bytes().replace(b'"HUGE"', b"1e999").splitlines():
+        sealed, previous = seal(line[:-SEAL_LENGTH], previous)
+        data += sealed
+    path.write_bytes(data)
+    shown = rath_here("sessions", "show", str(session.id), "--json")
+    assert json.loads(shown.out, parse_constant=pytest.fail)["lineage_extras"] == [["score", None]]
 
 
 def test_verify_says_who_is_writing(rath_here: Rath) -> None:

@@ -163,6 +163,19 @@ def test_calls_without_a_result_are_marked_at_the_end_of_a_log_that_stopped(rath
     assert "no trailer" in said
 
 
+def test_a_log_of_schema_1_does_not_tell_whether_a_call_had_begun(rath_here: Rath) -> None:
+    session_id = "6a1f8f0e-8d5b-4c0e-9d53-0a5d2c9f5a11"
+    header = {"record_type": "header", "schema_version": 1, "id": session_id, "created_at": "2025-03-01T12:00:00+00:00"}
+    lines: list[dict[str, Any]] = [header]
+    for index, row in enumerate((user_text_chunk("go"), assistant("a"))):
+        lines.append({"record_type": "chunk", "index": index, "kind": row.kind.value, "payload": row.payload})
+    path = session_file(session_id)
+    path.parent.mkdir(parents=True)
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    said = rath_here("sessions", "show", session_id).out
+    assert "⚠ interrupted: probe has no result, and its log does not say whether it had begun\n" in said
+
+
 def test_a_result_that_was_cut_is_shown_whole_with_full(rath_here: Rath) -> None:
     digest = put(WHOLE)
     body = {"exit_code": 0, "stdout": "line 0\n… cut …\nline 999\n", "stderr": "", "whole": {"stdout": digest}}

@@ -182,6 +182,36 @@ def test_what_is_no_verdict_or_time_is_said_to_be_none() -> None:
             open_dir().where(**wrong)
     with pytest.raises(UsageTypeError):
         open_dir().where(since=5)  # type: ignore[arg-type]
+    for wrong in ({"verdict": 3}, {"operator": 3}, {"operator": [3]}, {"text": b"x"}, {"model": 3}):
+        with pytest.raises(UsageTypeError):
+            open_dir().where(**wrong)
+
+
+def test_several_operators_can_be_asked_for() -> None:
+    log_of()
+    assert len(open_dir().where(operator=("implicit", "Session.create", "x"))) == 1
+    assert len(open_dir().where(operator={"x"})) == 0
+
+
+def test_a_data_directory_means_the_logs_in_it(home: Path) -> None:
+    session = log_of()
+    assert open_dir(home).path == home / "sessions"
+    assert ids(open_dir(home)) == [session.id]
+    log = home / "other.jsonl"
+    log.write_bytes(session_file(session.id).read_bytes())
+    assert [entry.path for entry in open_dir(home)] == [log]
+
+
+@pytest.mark.parametrize("moment", [1e12, -1e12])
+def test_a_file_that_was_changed_in_no_year_is_listed(tmp_path: Path, moment: float) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b"")
+    try:
+        os.utime(path, (moment, moment))
+    except OSError:
+        pytest.skip("the file system has no such time")
+    (entry,) = open_dir(tmp_path)
+    assert (entry.verdict, entry.created_at.tzinfo) == ("torn", UTC)
 
 
 # -- pruning ------------------------------------------------------------------------------------------------------------

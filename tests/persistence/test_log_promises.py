@@ -14,6 +14,7 @@ import pytest
 from rath.backend.types import BackendSandboxSpec
 from rath.errors import DamagedLog, PersistenceError, UsageTypeError, UsageValueError
 from rath.llm.types import RathLLMTokenUsage
+from rath.session import run_session_loop
 from rath.session.chunk import ChunkKind, ChunkRow, user_text_chunk
 from rath.session.persistence.format import MAX_OTHER_BYTES
 from rath.session.persistence.manage import delete_session, list_persisted_sessions, writer_of
@@ -22,6 +23,7 @@ from rath.session.persistence.reader import load_session
 from rath.session.persistence.runlog import open_run_log
 from rath.session.persistence.writer import SessionWriter
 from rath.session.session import Session
+from rath.testing import ScriptedClient
 from tests.persistence.samples import rechained, records, rows, used, write_sample
 
 # -- locks --------------------------------------------------------------------------------------------------------------
@@ -231,3 +233,16 @@ def test_a_tilde_means_the_home_directory(tmp_path: Path, monkeypatch: pytest.Mo
     assert load_session("", path="~/logs/a.jsonl").closed
     assert delete_session("", path=Path("~/logs/a.jsonl"))
     assert not writer.path.exists()
+
+
+def test_a_relative_path_means_the_directory_of_the_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "there").mkdir()
+    monkeypatch.chdir(tmp_path)
+    agent = Session.from_agent_prompt("a")
+    slow = ScriptedClient(["one", "two"], latency_s=0.2).as_provider()
+    before = run_session_loop(Session.from_user_message("go"), agent, agent_provider=slow)
+    after = run_session_loop(before, agent, agent_provider=slow, persist_path="a.jsonl")
+    monkeypatch.chdir(tmp_path / "there")  # the second run cannot have begun
+    after.synchronize()
+    assert load_session("", path=tmp_path / "a.jsonl").closed
+    assert not (tmp_path / "there" / "a.jsonl").exists()

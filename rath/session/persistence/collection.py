@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 from uuid import UUID
 
 from rath.core import ports
@@ -21,6 +21,9 @@ from rath.session.persistence.format import BadLine, decode_object
 from rath.session.persistence.paths import (
     SESSION_FILE_SUFFIX,
     SESSION_PARTIAL_SUFFIX,
+    SESSIONS_DIR_NAME,
+    is_directory,
+    is_there,
     log_path,
     parse_session_id,
     pin_file,
@@ -33,6 +36,7 @@ from rath.session.persistence.walk import Walk
 __all__ = ["VERDICTS", "LogCollection", "LogEntry", "open_dir"]
 
 VERDICTS = ("complete", "open", "torn", "damaged", "unreadable")
+_OneOrMore: TypeAlias = "str | tuple[str, ...] | list[str] | set[str] | frozenset[str]"
 _SHOWN = 20
 _MAX_MODEL = 200
 
@@ -42,7 +46,8 @@ class LogEntry:
     """One log of a collection.
 
     Attributes:
-        id: of the header; ``None`` for a file without a whole one, whose ``created_at`` is when it was last changed.
+        id: of the header; ``None`` for a file without a whole one, whose ``created_at`` is when it was last changed
+            (1970 where the system does not say).
         verdict: of the whole file if ``checked``; else what its two ends look like. ``unreadable``: it is of a newer
             schema, or the system does not let it be read; ``reason`` says which.
         rows, model, operator, kind: as far as the ends say.
@@ -66,7 +71,7 @@ class LogEntry:
     @property
     def pinned(self) -> bool:
         """Whether pruning leaves it alone."""
-        return pin_file(self.path).exists()
+        return os.path.exists(pin_file(self.path))
 
     def check(self) -> LogEntry:
         """This entry with the verdict on the whole file."""
@@ -91,7 +96,7 @@ class _Filter:
     """Conditions that hold together; cheap ones are looked at first."""
 
     verdict: frozenset[str] | None = None
-    operator: str | None = None
+    operator: frozenset[str] | None = None
     since: datetime | None = None
     until: datetime | None = None
     model: str | None = None
@@ -99,7 +104,7 @@ class _Filter:
 
     def apply(self, entry: LogEntry) -> LogEntry | None:
         """The entry, checked if need be; ``None`` if it is not one of those."""
-        if self.operator is not None and entry.operator != self.operator:
+        if self.operator is not None and entry.operator not in self.operator:
             return None
         if self.model is not None and self.model not in (entry.model or ""):
             return None
@@ -137,8 +142,8 @@ class LogCollection:
     def where(
         self,
         *,
-        verdict: str | tuple[str, ...] | list[str] | set[str] | None = None,
-        operator: str | None = None,
+        verdict: str | tuple[str, ...] | list[str] | set[str] | frozenset[str] | None = None,
+        operator: str | tuple[str, ...] | list[str] | set[str] | frozenset[str] | None = None,
         since: datetime | str | None = None,
         until: datetime | str | None = None,
         text: str | None = None,
@@ -148,7 +153,7 @@ class LogCollection:
 
         Args:
             verdict: one of ``complete``, ``open``, ``torn``, ``damaged``, ``unreadable``, or several of them.
-            operator: the operator that made the session, ``run_session_loop`` for instance.
+            operator: the operator that made the session, ``run_session_loop`` for instance, or several of them.
             since, until: created at ``since`` or later; before ``until``. ISO 8601 or a ``datetime``; local time where
                 it has no zone.
             text: a row says this, in upper or lower case.
@@ -156,8 +161,13 @@ class LogCollection:
 
         Raises:
             UsageValueError: no such verdict, or not a time.
+            UsageTypeError: one of them is neither text nor what else it may be.
         """
-        made = _Filter(_verdicts(verdict), operator, _moment("since", since), _moment("until", until), model, text)
+        operators = None if operator is None else _names("operator", operator)
+        for name, given in (("text", text), ("model", model)):
+            if not isinstance(given, str | None):
+                raise UsageTypeError(f"{name} is text, not {type(given).__name__}")
+        made = _Filter(_verdicts(verdict), operators, _moment("since", since), _moment("until", until), model, text)
         return LogCollection(self._directory, (*self._filters, made))
 
     def __iter__(self) -> Iterator[LogEntry]:
@@ -199,7 +209,7 @@ class LogCollection:
         wanted = parse_session_id(session_id)
         for suffix in (SESSION_FILE_SUFFIX, SESSION_PARTIAL_SUFFIX):
             path = self._directory / f"{wanted}{suffix}"
-            if path.exists():
+            if is_there(path):
                 loaded = load_session(wanted, path=path)
                 if loaded.header.id != wanted:
                     raise PersistenceError(f"{path} is of session {loaded.header.id}: load_session(id, path=…) reads it")
@@ -274,15 +284,17 @@ def open_dir(path: Path | str | None = None) -> LogCollection:
     """The logs in a directory, as a lazy collection.
 
     Args:
-        path: a directory of logs; by default the sessions directory. It need not be there.
+        path: a directory of logs, or the data directory whose ``sessions`` they are in; by default the sessions
+            directory. It need not be there.
 
     Raises:
-        PersistenceError: ``path`` is a file.
+        PersistenceError: ``path`` is a file, or the system does not let it be looked at.
     """
     directory = sessions_dir() if path is None else log_path(path)
-    if directory.exists() and not directory.is_dir():
+    if is_there(directory) and not is_directory(directory):
         raise PersistenceError(f"{directory} is not a directory: verify(path) and load_session(id, path=…) read one log")
-    return LogCollection(directory)
+    made, inner = LogCollection(directory), directory / SESSIONS_DIR_NAME
+    return LogCollection(inner) if path is not None and os.path.isdir(inner) and not made else made
 
 
 _COLUMNS = (
@@ -310,11 +322,10 @@ def _entry(path: Path) -> LogEntry:
     except FileNotFoundError:
         raise
     except BadLine as error:
-        status = path.lstat()
         verdict = "torn" if str(error) == "no whole header" else "damaged"
-        return _unknown(path, status, verdict, str(error))
+        return _unknown(path, verdict, str(error))
     except OSError as error:
-        return _unknown(path, path.lstat(), "unreadable", error.strerror or str(error))
+        return _unknown(path, "unreadable", error.strerror or str(error))
     header = edges.header
     model = (header.provider or {}).get("model")
     return LogEntry(
@@ -332,8 +343,16 @@ def _entry(path: Path) -> LogEntry:
     )
 
 
-def _unknown(path: Path, status: os.stat_result, verdict: str, reason: str) -> LogEntry:
-    changed = datetime.fromtimestamp(status.st_mtime, UTC)
+def _unknown(path: Path, verdict: str, reason: str) -> LogEntry:
+    changed, size = datetime.fromtimestamp(0, UTC), 0
+    try:
+        status = path.lstat()
+        size = status.st_size
+        changed = datetime.fromtimestamp(status.st_mtime, UTC)
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, OverflowError):  # not to be looked at; or changed in a year that there is not
+        pass
     return LogEntry(
         id=None,
         path=path,
@@ -341,16 +360,24 @@ def _unknown(path: Path, status: os.stat_result, verdict: str, reason: str) -> L
         operator="",
         model=None,
         rows=0,
-        size_bytes=status.st_size,
+        size_bytes=size,
         verdict=verdict,
         reason=reason,
     )
 
 
-def _verdicts(given: str | tuple[str, ...] | list[str] | set[str] | None) -> frozenset[str] | None:
+def _names(name: str, given: _OneOrMore) -> frozenset[str]:
+    """One or several names as a set."""
+    several = (given,) if isinstance(given, str) else given
+    if not isinstance(several, tuple | list | set | frozenset) or not all(isinstance(one, str) for one in several):
+        raise UsageTypeError(f"{name} is text or a list of texts, not {given!r:.100}")
+    return frozenset(several)
+
+
+def _verdicts(given: _OneOrMore | None) -> frozenset[str] | None:
     if given is None:
         return None
-    wanted = frozenset({given} if isinstance(given, str) else given)
+    wanted = _names("verdict", given)
     if not wanted or not wanted <= set(VERDICTS):
         raise UsageValueError(f"a verdict is one of {', '.join(VERDICTS)}; got {given!r:.100}")
     return wanted
@@ -403,7 +430,7 @@ def _texts(row: ChunkRow) -> Iterator[str]:
         yield content
         if row.kind is ChunkKind.TOOL_RESULT:
             try:
-                yield from _strings(decode_object(content.encode("utf-8", "surrogatepass")))
+                yield from _strings(decode_object(content.encode("utf-8", "surrogatepass"), lenient=True))
             except (BadLine, RecursionError):
                 pass
     calls = payload.get("tool_calls")

@@ -12,6 +12,7 @@ from rath.session.persistence.format import (
     SEAL_LENGTH,
     BadLine,
     chain_hash,
+    decode_header,
     decode_object,
     sealed_hash,
 )
@@ -86,7 +87,7 @@ def parse_header(line: bytes) -> PersistedSessionHeader:
     Raises:
         BadLine: it is none, is of a newer schema, or does not match its own hash.
     """
-    record = decode_object(line)
+    record = decode_header(line)
     version = record.get("schema_version")
     if record.get("record_type") != "header" or type(version) is not int or version > CURRENT_SCHEMA_VERSION:
         raise BadLine(f"not the header of a session log of schema {CURRENT_SCHEMA_VERSION} or older")
@@ -136,7 +137,7 @@ def _with_results(rows: int, results: set[int]) -> int:
 def _record(line: bytes) -> dict[str, Any]:
     """The line's record; an empty one where it is none, which loading will report."""
     try:
-        return decode_object(line)
+        return decode_object(line, lenient=True)
     except BadLine:
         return {}
 

@@ -12,10 +12,13 @@ So a record proves that it is whole and what stood before it, and a reader needs
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from hashlib import blake2b
 from typing import Any
+
+import msgspec
 
 from rath.core.encoding import decode_json, encode_json
 from rath.errors import UsageValueError
@@ -35,7 +38,9 @@ __all__ = [
     "chain_hash",
     "check_line",
     "chunk_fields",
+    "decode_header",
     "decode_object",
+    "decode_strictly",
     "encode_fields",
     "line_body",
     "result_fields",
@@ -61,6 +66,7 @@ HASH_BYTES = 8
 SEAL_LENGTH = len(',"h":"0123456789abcdef"}')
 EMPTY_DIGEST = bytes(DIGEST_BYTES)
 
+_decode = msgspec.json.Decoder().decode
 _STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"')
 _HEX = frozenset(b"0123456789abcdef")
 
@@ -135,8 +141,11 @@ def check_line(line: bytes, seq: int, previous: bytes) -> dict[str, Any]:
     return record
 
 
-def decode_object(encoded: bytes) -> dict[str, Any]:
+def decode_object(encoded: bytes, *, lenient: bool = False) -> dict[str, Any]:
     """The JSON object that ``encoded`` is.
+
+    Args:
+        lenient: take also what only Python takes for JSON: ``NaN``, a byte order mark, surrogates that are no UTF-8.
 
     Raises:
         BadLine: it is none, or nests deeper than :data:`MAX_DEPTH`, or has more than :data:`MAX_ELEMENTS`, or
@@ -146,7 +155,7 @@ def decode_object(encoded: bytes) -> dict[str, Any]:
     if size > MAX_ELEMENTS and too_many_elements(encoded):
         raise BadLine(f"more than {MAX_ELEMENTS:,} brackets and commas")
     try:
-        value = decode_json(encoded)
+        value = decode_json(encoded) if lenient else decode_strictly(encoded)
     except RecursionError:
         raise BadLine("nested too deep") from None
     except ValueError as error:
@@ -157,6 +166,35 @@ def decode_object(encoded: bytes) -> dict[str, Any]:
     if size > MAX_DEPTH and encoded.count(b"{") + encoded.count(b"[") > MAX_DEPTH and _deeper_than(value, MAX_DEPTH):
         raise BadLine("nested too deep")
     return value
+
+
+def decode_strictly(encoded: bytes) -> Any:
+    """The value of JSON bytes that every reader takes. Raises ``ValueError`` when they are none."""
+    try:
+        return _decode(encoded)
+    except msgspec.MsgspecError:
+        # Escaped lone surrogates and numbers of more than 64 bits: msgspec refuses them, and they are JSON.
+        return json.loads(encoded.decode(), parse_constant=_no_number)
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is no number")
+
+
+def decode_header(line: bytes) -> dict[str, Any]:
+    """The object that a log's first line is; of a schema without a chain, as leniently as its writers wrote it.
+
+    Raises:
+        BadLine: as :func:`decode_object`.
+    """
+    try:
+        return decode_object(line)
+    except BadLine:
+        record = decode_object(line, lenient=True)
+        version = record.get("schema_version")
+        if type(version) is not int or version >= CURRENT_SCHEMA_VERSION:
+            raise
+        return record
 
 
 def too_many_elements(encoded: bytes) -> bool:
@@ -193,5 +231,8 @@ def row_from_bytes(encoded: bytes) -> ChunkRow:
         row = ChunkRow.from_encoded(encoded)
     except UsageValueError:
         raise BadLine("a row that is not of a known form") from None
-    decode_object(row.encoded_payload)
+    payload = row.encoded_payload
+    if payload[:1] != b"{" or payload[-1:] != b"}":
+        raise BadLine("a row with space around its payload")
+    decode_object(payload)
     return row

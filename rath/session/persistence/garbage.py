@@ -25,7 +25,7 @@ from rath.session.persistence.blobs import blob_directory
 from rath.session.persistence.lock import directory_exclusive
 from rath.session.persistence.manage import PATIENCE_S
 from rath.session.persistence.needs import is_file
-from rath.session.persistence.paths import SESSION_FILE_SUFFIX, SESSIONS_DIR_NAME, log_path, sessions_dir
+from rath.session.persistence.paths import SESSION_FILE_SUFFIX, SESSIONS_DIR_NAME, is_directory, log_path, sessions_dir
 
 __all__ = ["Garbage", "collect_blobs", "find_garbage"]
 
@@ -144,7 +144,7 @@ class _Search:
         # A directory that this process cannot write to, and that has no logs, needs no lock and could not have one.
         if os.access(beside, os.W_OK) or any(True for _ in _logs(beside)):
             found.add(beside)
-        return sorted(place for place in found if place.is_dir())
+        return sorted(place for place in found if is_directory(place))
 
     def run(self, without: Collection[Path]) -> None:
         """Look for blobs, then for their digests. Again: only for those that were left, at what has changed since."""

@@ -40,7 +40,7 @@ class LegacyScanner:
         """Take the next line, without its newline. Raises :class:`BadLine`."""
         if not line.strip():
             return
-        record = decode_object(line)
+        record = decode_object(line, lenient=True)
         if self.scan.trailer is not None:
             raise BadLine("a record after the trailer")
         kind = record.get("record_type")

@@ -21,6 +21,7 @@ from rath.session.persistence.needs import read_needs
 from rath.session.persistence.paths import (
     SESSION_FILE_SUFFIX,
     SESSION_PARTIAL_SUFFIX,
+    is_regular_file,
     lock_file,
     log_path,
     pin_file,
@@ -108,12 +109,12 @@ def delete_session(session_id: UUID | str, *, path: Path | str | None = None) ->
         candidates = [session_file(session_id), session_partial_file(session_id)]
     else:
         candidates = [log_path(path)]
-    if not any(log.is_file() for log in candidates):
+    if not any(is_regular_file(log) for log in candidates):
         return False
     removed = False
     with directory_exclusive(candidates[0].parent, wait_s=PATIENCE_S):
         for log in candidates:
-            if log.is_file():
+            if is_regular_file(log):
                 _refuse_if_needed(log)
                 with unwritten(log):
                     removed = remove(log) or removed

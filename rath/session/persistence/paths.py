@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import resource
+import stat
 from pathlib import Path
 from uuid import UUID
 
@@ -19,6 +20,9 @@ __all__ = [
     "SESSION_FILE_SUFFIX",
     "SESSION_PARTIAL_SUFFIX",
     "ensure_sessions_dir",
+    "is_directory",
+    "is_regular_file",
+    "is_there",
     "lock_file",
     "log_name",
     "log_path",
@@ -142,6 +146,36 @@ def _is_id(text: str) -> bool:
         return str(UUID(text)) == text
     except ValueError:
         return False
+
+
+def is_there(path: Path) -> bool:
+    """Whether there is anything at ``path``; links are followed.
+
+    Raises:
+        PersistenceError: the system does not say: a directory on the way may not be searched, for instance.
+    """
+    return _mode(path) is not None
+
+
+def is_directory(path: Path) -> bool:
+    """Whether ``path`` is a directory. Raises as :func:`is_there`."""
+    mode = _mode(path)
+    return mode is not None and stat.S_ISDIR(mode)
+
+
+def is_regular_file(path: Path) -> bool:
+    """Whether ``path`` is a regular file. Raises as :func:`is_there`."""
+    mode = _mode(path)
+    return mode is not None and stat.S_ISREG(mode)
+
+
+def _mode(path: Path) -> int | None:
+    try:
+        return path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise PersistenceError(f"cannot look at {path}: {reason(error)}") from error
 
 
 def make_directory(directory: Path) -> None:

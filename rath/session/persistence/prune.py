@@ -19,7 +19,7 @@ from rath.session.persistence.garbage import collect_blobs
 from rath.session.persistence.lock import DIRECTORY_LOCK, directory_exclusive, directory_shared
 from rath.session.persistence.manage import PATIENCE_S, remove, unwritten, writer_of
 from rath.session.persistence.needs import read_needs
-from rath.session.persistence.paths import pin_file, sync_directory
+from rath.session.persistence.paths import is_regular_file, pin_file, sync_directory
 from rath.session.persistence.verdict import locate
 
 __all__ = ["Pruning", "pin_session", "prunable", "prune_entries", "prune_sessions", "unpin_session"]
@@ -173,7 +173,7 @@ def pin_session(path_or_id: Path | str | UUID) -> Path:
     log, _ = locate(path_or_id)
     # Looked for under the lock: a log that is being pruned is not said to be pinned.
     with directory_shared(log.parent, wait_s=PATIENCE_S) as ours:
-        if not log.is_file():
+        if not is_regular_file(log):
             raise PersistenceError(f"there is no log {log}")
         if not ours:
             raise PersistenceError(

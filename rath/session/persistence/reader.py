@@ -17,10 +17,10 @@ from rath.errors import DamagedLog, PersistenceError, SandboxError, UsageError
 from rath.llm.types import RathLLMTokenUsage
 from rath.session.chunk import ChunkKind, ChunkTable
 from rath.session.logplace import LogPlace
-from rath.session.persistence.format import CURRENT_SCHEMA_VERSION, BadLine, decode_object
+from rath.session.persistence.format import CURRENT_SCHEMA_VERSION, BadLine, decode_header
 from rath.session.persistence.judging import judge_line
 from rath.session.persistence.legacy import LegacyScanner
-from rath.session.persistence.paths import log_name, log_path, parse_session_id, session_file, session_partial_file
+from rath.session.persistence.paths import is_there, log_name, log_path, parse_session_id, session_file, session_partial_file
 from rath.session.persistence.prefix import follow
 from rath.session.persistence.recordparts import check_length
 from rath.session.persistence.records import PersistedSessionHeader, header_from_record, usage_from_json
@@ -182,7 +182,7 @@ def find_log(session_id: UUID | str) -> Path:
         PersistenceError: there is none.
     """
     for path in (session_file(session_id), session_partial_file(session_id)):
-        if path.exists():
+        if is_there(path):
             return path
     raise PersistenceError(f"no log of session {parse_session_id(session_id)}: looked for {session_file(session_id)}")
 
@@ -273,7 +273,7 @@ def _cut_off(path: Path, scanner: Scanner | LegacyScanner | None, number: int, o
 def scanner_for(path: Path, line: bytes) -> Scanner | LegacyScanner:
     """What reads a log that begins with ``line``."""
     check_length(line)
-    header = decode_object(line)
+    header = decode_header(line)
     version = header.get("schema_version")
     if header.get("record_type") != "header" or type(version) is not int:
         raise BadLine("the first record is no header")

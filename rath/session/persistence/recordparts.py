@@ -5,13 +5,12 @@ Everything here is hostile input; nothing raises but :class:`BadLine`.
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any
 
 import msgspec
 
-from rath.core.encoding import encode_json
-from rath.errors import UsageTypeError
 from rath.session.persistence.format import (
     LONG_RECORDS,
     MAX_ELEMENTS,
@@ -21,7 +20,7 @@ from rath.session.persistence.format import (
     decode_object,
 )
 
-__all__ = ["RESULT", "RESULT_ROW", "check_length", "check_payload", "kept", "respelt", "result_bytes"]
+__all__ = ["RESULT", "RESULT_ROW", "check_length", "check_payload", "kept", "result_bytes", "spelt"]
 
 # Of other records only these fields are kept, and no structure in them: a log is as large in memory as its rows.
 _KEPT = {
@@ -39,6 +38,8 @@ RESULT = re.compile(
     rb'\{"record_type":"tool_result","seq":([0-9]{1,16}),"call_id":("(?:[^"\\]++|\\.)*+"),"index":([0-9]{1,16}),"payload":'
 )
 RESULT_ROW = b'{"kind":"tool_result","payload":%b}'
+_KEY = re.compile(r'[ \t\r,]*("(?:[^"\\]++|\\.)*+")[ \t\r]*:[ \t\r]*')
+_decode_at = json.JSONDecoder().raw_decode
 _PAYLOAD_FRAME = '{"tool_call_id":"","name":"","content":}'
 _QUOTE = ord('"')
 
@@ -47,12 +48,6 @@ class _KindRecord(msgspec.Struct):
     """What kind of record a line is; the rest of it is read over, not decoded."""
 
     record_type: str
-
-
-class _ResultRecord(msgspec.Struct):
-    """The part of a tool_result that becomes a row, as it is spelt."""
-
-    payload: msgspec.Raw
 
 
 class _ResultPayload(msgspec.Struct, forbid_unknown_fields=True):
@@ -81,7 +76,12 @@ def check_length(line: bytes) -> None:
 
 
 def check_payload(encoded: bytes) -> None:
-    """Raise :class:`BadLine` where :func:`decode_object` does. A text is checked, not made: a third of the time."""
+    """Raise :class:`BadLine` where :func:`decode_object` does, and for space around the object.
+
+    A text is checked, not made: a third of the time.
+    """
+    if encoded[:1] != b"{" or encoded[-1:] != b"}":
+        raise BadLine("a payload with space around it")
     if len(encoded) <= MAX_ELEMENTS and encoded.isascii():  # what is read over is not checked to be UTF-8
         try:
             found = _result_payload(encoded)
@@ -114,26 +114,29 @@ def _is_small(value: Any) -> bool:
     return not isinstance(value, list)
 
 
-def result_bytes(line: bytes) -> bytes | None:
-    """The bytes of the row that a good tool_result record stands for; ``None`` if it cannot be one."""
+def result_bytes(line: bytes) -> bytes:
+    """The bytes of the row that a good tool_result record stands for."""
     found = RESULT.match(line)
     if found is not None:
         payload = line[found.end() : -SEAL_LENGTH]
         try:
-            decode_object(payload)
+            check_payload(payload)
             return RESULT_ROW % payload
         except BadLine:  # more fields behind the payload
             pass
-    return respelt(decode_object(line), line)
+    return RESULT_ROW % spelt(line, "payload")
 
 
-def respelt(record: dict[str, Any], line: bytes) -> bytes | None:
-    """:func:`result_bytes` of a record in another layout than ours."""
-    try:
-        return RESULT_ROW % bytes(msgspec.json.decode(line, type=_ResultRecord).payload)
-    except (msgspec.MsgspecError, UnicodeDecodeError):  # escaped lone surrogates, which msgspec refuses
-        pass
-    try:
-        return RESULT_ROW % encode_json(record["payload"])
-    except UsageTypeError:  # numbers of more than 64 bits, which no writer of ours writes
-        return None
+def spelt(line: bytes, name: str) -> bytes:
+    """The value of a field of the JSON object that ``line`` is, as it is spelt there: digests are over these bytes.
+
+    Args:
+        line: known to be good JSON (:func:`decode_object`), with that field.
+    """
+    text = line.decode()
+    at, found = text.index("{") + 1, ""
+    while (key := _KEY.match(text, at)) is not None:
+        _, at = _decode_at(text, key.end())
+        if json.loads(key[1]) == name:  # of several, the last one: as in every decoder here
+            found = text[key.end() : at]
+    return found.encode()

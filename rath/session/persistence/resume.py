@@ -31,6 +31,7 @@ from rath.session.persistence.format import (
     CURRENT_SCHEMA_VERSION,
     MAX_OTHER_BYTES,
     BadLine,
+    decode_header,
     decode_object,
     encode_fields,
     result_fields,
@@ -204,7 +205,7 @@ def _peeked_header(path: Path, line: bytes, session_id: UUID | None) -> tuple[Pe
     """The header that ``line`` is, and whether it is of an older schema."""
     reason = "the first line is no header"
     try:
-        record = decode_object(line) if line.endswith(b"\n") else {}
+        record = decode_header(line) if line.endswith(b"\n") else {}
         version = record.get("schema_version")
         if record.get("record_type") == "header" and type(version) is int and version <= CURRENT_SCHEMA_VERSION:
             legacy = version < CURRENT_SCHEMA_VERSION
@@ -288,7 +289,7 @@ def _gap(scan: LogScan, header: PersistedSessionHeader) -> _Gap | str:
         return "its rows are no transcript that a provider accepts, and rows once written do not change"
     places = range(len(rows), len(rows) + len(lacking))
     durable = tuple(map(ending.results.get, places))
-    wrong = any(index not in places or row is None for index, row in ending.results.items())
+    wrong = any(index not in places for index in ending.results)
     if wrong or any(row and row.tool_call_id != call.tool_call_id for row, call in zip(durable, lacking, strict=True)):
         return "it has tool results that belong to no call of its last reply"
     return _Gap(rows, lacking, durable)
@@ -309,7 +310,7 @@ def _log_after(file: LogFile, scan: LogScan, header: PersistedSessionHeader) -> 
         rows=ending.chunk_count,
         shared_rows=0 if header.prefix is None else header.prefix.length,
         digest=ending.digest,
-        results={index: row.encoded_payload for index, row in ending.results.items() if row is not None},
+        results={index: row.encoded_payload for index, row in ending.results.items()},
     )
 
 

@@ -226,7 +226,7 @@ class _Copy:
     def _result(self, line: bytes) -> bytes | None:
         record = decode_object(line)
         index, encoded = record["index"] - self.walk.missing, result_bytes(line)
-        if index < 0 or encoded is None:
+        if index < 0:
             return None
         payload = ChunkRow.from_encoded(encoded).encoded_payload
         return line_body("tool_result", self._seq, result_fields(record.get("call_id"), index, payload))

@@ -16,8 +16,6 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any, BinaryIO
 
-import msgspec
-
 from rath.core.encoding import decode_json
 from rath.session.chunk import DIGEST_BYTES, ChunkRow
 from rath.session.logplace import LogPlace
@@ -29,10 +27,11 @@ from rath.session.persistence.format import (
     BadLine,
     chain_hash,
     decode_object,
+    decode_strictly,
     row_from_bytes,
     sealed_hash,
 )
-from rath.session.persistence.recordparts import RESULT, RESULT_ROW, check_length, check_payload, kept, respelt
+from rath.session.persistence.recordparts import RESULT, RESULT_ROW, check_length, check_payload, kept, spelt
 
 __all__ = ["Ending", "Finding", "LogScan", "Scanner", "read_lines"]
 
@@ -65,7 +64,7 @@ class Ending:
         h: of the last of them.
         chunk_count: rows up to the last one that has a chunk record, or that a trailer counts; ``digest`` is theirs.
         row_end: where that record ends, and ``row_h`` its hash; 0 if the log has no such row of its own.
-        results: tool results behind these rows, by row index; ``None`` for one that is no row.
+        results: tool results behind these rows, by row index.
     """
 
     record_count: int
@@ -74,7 +73,7 @@ class Ending:
     digest: bytes
     row_end: int
     row_h: bytes
-    results: dict[int, ChunkRow | None]
+    results: dict[int, ChunkRow]
 
 
 @dataclass
@@ -131,14 +130,6 @@ def read_lines(file: BinaryIO, end: int) -> Iterator[tuple[list[bytes], bool]]:
         yield [b"".join(parts)], False
 
 
-class _ChunkRecord(msgspec.Struct):
-    """A chunk record whose fields stand in another order than ours."""
-
-    index: int
-    row: msgspec.Raw
-    digest: str
-
-
 class Scanner:
     """Takes a log's lines in order and checks each against all before it.
 
@@ -174,8 +165,8 @@ class Scanner:
         self.digest = EMPTY_DIGEST
         self.h = h
         self.end = end
-        # Results whose row has not come: its bytes, or None if it can be none.
-        self.pending: dict[int, bytes | None] = {}
+        # Results whose row has not come: its bytes.
+        self.pending: dict[int, bytes] = {}
         self._row_end, self._row_h = 0, b""
 
     def feed(self, line: bytes) -> None:
@@ -200,7 +191,7 @@ class Scanner:
     def finish(self) -> LogScan:
         """What the lines said. A tool's result stands for its row, also where no later record counts it."""
         rows = self.scan.rows
-        results = {index: ChunkRow.from_encoded(made) if made else None for index, made in self.pending.items()}
+        results = {index: ChunkRow.from_encoded(made) for index, made in self.pending.items()}
         self.scan.ending = Ending(self.seq, self.h, len(rows), self.digest, self._row_end, self._row_h, results)
         while (row := results.get(len(rows))) is not None:
             rows.append(row)
@@ -228,7 +219,10 @@ class Scanner:
                 return False
         if self.scan.trailer is not None:
             return False
-        self._row(index, line[len(start) : -_CHUNK_TAIL], line[-_CHUNK_TAIL:-SEAL_LENGTH])
+        try:
+            self._row(index, line[len(start) : -_CHUNK_TAIL], line[-_CHUNK_TAIL:-SEAL_LENGTH])
+        except BadLine:  # or there are more fields behind the row: whoever decodes it will see
+            return False
         return True
 
     def _row(self, index: int, encoded: bytes, digest_field: bytes) -> None:
@@ -286,7 +280,7 @@ class Scanner:
             self.scan.records.append(kept(record))
             return False
         if kind == "chunk":
-            self._chunk(line)
+            self._chunk(record, line)
         elif kind == "tool_result":
             self._tool_result(record, line)
         elif kind == "trailer":
@@ -301,12 +295,11 @@ class Scanner:
             raise BadLine("record_type is not text")
         return kind in ("chunk", "trailer")
 
-    def _chunk(self, line: bytes) -> None:
-        try:
-            record = msgspec.json.decode(line, type=_ChunkRecord)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-            raise BadLine("a chunk without index, row and digest") from None
-        self._row(record.index, bytes(record.row), b',"digest":"%b"' % record.digest.encode())
+    def _chunk(self, record: dict[str, Any], line: bytes) -> None:
+        index, digest = record.get("index"), record.get("digest")
+        if type(index) is not int or type(digest) is not str or type(record.get("row")) is not dict:
+            raise BadLine("a chunk without index, row and digest")
+        self._row(index, spelt(line, "row"), b',"digest":"%b"' % digest.encode("utf-8", "surrogatepass"))
 
     def _usual_result(self, line: bytes) -> bool:
         """Take a tool_result of the usual layout. ``False``: it is none."""
@@ -316,7 +309,7 @@ class Scanner:
         payload = line[found.end() : -SEAL_LENGTH]
         try:
             check_payload(payload)
-            call_id = decode_json(found[2])
+            call_id = decode_strictly(found[2])
         except (BadLine, ValueError):
             return False
         index = int(found[3])
@@ -328,14 +321,14 @@ class Scanner:
         index = record.get("index")
         if type(index) is not int or index < 0 or not isinstance(record.get("payload"), dict):
             raise BadLine("a tool_result without index and payload")
-        self._result(index, respelt(record, line))
+        self._result(index, RESULT_ROW % spelt(line, "payload"))
         self.scan.records.append(kept(record))
 
-    def _result(self, index: int, encoded: bytes | None) -> None:
+    def _result(self, index: int, encoded: bytes) -> None:
         """Let ``encoded`` wait to become row ``index``."""
         if index in self.pending:
             earlier = self.pending.get(index)
-            if earlier != encoded and (not earlier or not encoded or decode_json(earlier) != decode_json(encoded)):
+            if earlier != encoded and (not earlier or decode_json(earlier) != decode_json(encoded)):
                 raise BadLine("two results for one row")
         if index >= len(self.scan.rows):
             if len(self.pending) >= MAX_PENDING:

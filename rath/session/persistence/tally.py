@@ -38,7 +38,7 @@ class Tally(list[T]):
         return self._count
 
 
-class Places(dict[int, bytes | None]):
+class Places(dict[int, bytes]):
     """Results that wait for their rows: a few MiB of small ones are kept, of the others the place in the file.
 
     ``at``: the place of the line that comes next, and its length.
@@ -60,9 +60,9 @@ class Places(dict[int, bytes | None]):
     def __contains__(self, index: object) -> bool:
         return index in self._places
 
-    def __setitem__(self, index: int, encoded: bytes | None) -> None:
+    def __setitem__(self, index: int, encoded: bytes) -> None:
         self.pop(index)
-        if encoded and len(encoded) <= _SMALL_BYTES and self._kept_bytes < _KEPT_BYTES:
+        if len(encoded) <= _SMALL_BYTES and self._kept_bytes < _KEPT_BYTES:
             self._kept_bytes += len(encoded)
             self._places[index] = encoded
         else:
