@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any
 
@@ -28,6 +28,7 @@ __all__ = [
     "ToolExecutionFailure",
     "ToolResult",
     "WorkspaceDiff",
+    "checked_call",
 ]
 
 NEW_FILE_MODE = 0o644
@@ -281,3 +282,87 @@ class Capabilities:
     kills_exactly: bool = False
     keeps_state: bool = False
     spec_fields: frozenset[str] = frozenset()
+
+
+# -- whether a call can be one ---------------------------------------------------------------------------------------
+
+
+class _Wrong(Exception):
+    """The kind of failure, and its message."""
+
+
+def checked_call(call: BackendTool) -> BackendTool | ToolExecutionFailure:
+    """``call``, its bytes as ``bytes``; or the answer to one with an argument of a type that it cannot have.
+
+    So no backend meets any. What the type does not tell (a NUL in a path) is left to them.
+    """
+    try:
+        return _checked(call)
+    except _Wrong as wrong:
+        return ToolExecutionFailure(*wrong.args)
+
+
+def _checked(call: BackendTool) -> BackendTool:
+    match call:
+        case BackendToolCommandRun():
+            _check_command(call.cmd, call.env, call.cwd)
+            _check_timeout(call.timeout)
+            stdin = None if call.stdin is None else _data("stdin", call.stdin)
+            return call if stdin is call.stdin else replace(call, stdin=stdin)
+        case BackendToolCodeRun():
+            _check_text("code", call.code)
+            _check_text("language", call.language)
+            _check_timeout(call.timeout)
+        case BackendToolFilesRead():
+            _check_text("path", call.path)
+            if call.encoding is not None:
+                _check_text("encoding", call.encoding)
+        case BackendToolFilesWrite():
+            _check_text("path", call.path)
+            _check_mode(call.mode)
+            data = call.data if isinstance(call.data, str) else _data("data", call.data)
+            return call if data is call.data else replace(call, data=data)
+        case BackendToolFilesList() | BackendToolFilesExists():
+            _check_text("path", call.path)
+    return call
+
+
+def _check_command(cmd: Any, env: Any, cwd: Any) -> None:
+    if isinstance(cmd, (bytes, bytearray, memoryview, Mapping)) or not isinstance(cmd, Iterable):
+        raise _wrong("cmd", "a command line, or a list of a program and its arguments", cmd)
+    if env is not None and not isinstance(env, Mapping):
+        raise _wrong("env", "a dict of names and values", env)
+    if cwd is not None:
+        _check_text("cwd", cwd)
+
+
+def _check_text(name: str, given: Any) -> None:
+    if not isinstance(given, str):
+        raise _wrong(name, "a string", given)
+
+
+def _check_mode(mode: Any) -> None:
+    if not isinstance(mode, int):
+        raise _wrong("mode", "a number, such as 0o755", mode)
+
+
+def _check_timeout(timeout: Any) -> None:
+    if timeout is not None and not isinstance(timeout, (int, float)):
+        raise _wrong("timeout", "a number of seconds", timeout)
+
+
+def _data(name: str, given: Any) -> bytes:
+    if isinstance(given, bytes):
+        return given
+    if isinstance(given, (bytearray, memoryview)):
+        return bytes(given)
+    if not isinstance(given, str):
+        raise _wrong(name, "bytes or text", given)
+    try:
+        return given.encode()
+    except UnicodeEncodeError:
+        raise _Wrong("encode_error", f"{name} holds half of a surrogate pair, which UTF-8 cannot encode") from None
+
+
+def _wrong(name: str, wanted: str, given: Any) -> _Wrong:
+    return _Wrong("invalid_tool_arguments", f"{name} is {wanted}; not {type(given).__name__}")

@@ -55,7 +55,7 @@ def _text(call: BackendTool) -> str:
         case BackendToolCommandRun(cmd=argv):
             return " ".join(map(str, argv))
         case BackendToolCodeRun(code=code):
-            return code
+            return str(code)
     return str(getattr(call, "path", ""))
 
 

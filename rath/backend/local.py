@@ -69,6 +69,7 @@ SPEC_FIELDS = frozenset({"env", "timeout", "working_dir", "workspace", "workspac
 HOST_VARIABLES = ("PATH", "HOME", "LANG", "TERM")
 INLINE_BYTES = 256 * 1024
 CLOSE_S = 1.0
+FOREVER_S = 1e8  # years: no limit, and no number that a clock cannot take
 # A directory's descriptor as a path: the one way to start a process in just the directory that was checked.
 _DESCRIPTORS = "/proc/self/fd" if os.path.isdir("/proc/self/fd") else None
 
@@ -370,7 +371,7 @@ async def _run(
                 env={**host, **workspace.env, **(env or {})},
                 cwd=f"{_DESCRIPTORS}/{fd}" if _DESCRIPTORS else os.path.join(workspace.root.real_path, cwd or "."),
                 stdin=stdin,
-                timeout_s=timeout_s,
+                timeout_s=None if timeout_s is not None and timeout_s > FOREVER_S else timeout_s,
                 extra_pipe=extra_pipe,
             )
         except (ValueError, TypeError) as error:  # a NUL character, "=" in a variable's name, something not a string

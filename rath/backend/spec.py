@@ -23,6 +23,9 @@ __all__ = [
 _UNITS = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 _SIZE = re.compile(r"\s*(\d{1,18}(?:\.\d+)?)\s*([bkmgt]?)(?:i?b)?\s*", re.IGNORECASE)
 _USER = re.compile(r"([0-9]{1,10})(?::([0-9]{1,10}))?")
+_MAX_BYTES = 2**63 - 1
+_MAX_PIDS = 1 << 22  # of Linux; for processors a number that any machine is far from, and clocks can take
+_MAX_CPUS = 1 << 16
 _NO_USER = 2**32 - 1  # what chown and setresuid take for "leave it"
 _HOST = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.-]{0,252}[A-Za-z0-9])?")
 
@@ -103,6 +106,8 @@ def refuse_unsupported(spec: BackendSandboxSpec | None, backend: str, supported:
 
 # What else could only be noticed far from here, by an error that does not name the field.
 _TYPES: dict[str, tuple[type | tuple[type, ...], str]] = {
+    "image": (str, "the name of an image"),
+    "runtime": (str, "the name of a container runtime, such as 'runsc'"),
     "env": (Mapping, "a dict of names and values"),
     "timeout": (timedelta, "a duration: datetime.timedelta(seconds=...)"),
     "idle_timeout": (timedelta, "a duration: datetime.timedelta(minutes=...)"),
@@ -121,9 +126,16 @@ def _check_types(spec: BackendSandboxSpec) -> None:
         value = getattr(spec, name)
         if value is not None and (isinstance(value, bool) or not isinstance(value, kind)):
             raise UsageTypeError(f"{name}={value!r} is {what}; not {type(value).__name__}")
-    for inside in spec.mounts or {}:
+    if spec.pool is None:
+        raise UsageTypeError("pool is a number of sandboxes to keep warm, 0 for none; not None")
+    for inside, outside in (spec.mounts or {}).items():
         if not isinstance(inside, str):
             raise UsageTypeError(f"mounts: the place in the sandbox is a str, such as '/data'; not {inside!r}")
+        if not isinstance(outside, (str, os.PathLike)) or not isinstance(os.fspath(outside), str):
+            raise UsageTypeError(f"mounts: what to show at {inside} is a path of the host; not {outside!r}")
+    for name, value in (spec.env or {}).items():
+        if not isinstance(name, str) or not isinstance(value, str):
+            raise UsageValueError(f"env: {name!r}={value!r}: names and values are strings")
 
 
 def _check_values(spec: BackendSandboxSpec) -> None:
@@ -136,6 +148,8 @@ def _check_values(spec: BackendSandboxSpec) -> None:
         value = getattr(spec, name)
         if value is not None and not os.fspath(value).strip():
             raise UsageValueError(f'{name} is empty: name a directory ("." is the current one), or leave it out')
+        if value is not None and "\0" in os.fspath(value):
+            raise UsageValueError(f"{name}={value!r}: a path cannot contain a NUL character")
     if spec.workspace is not None and spec.working_dir is not None:
         raise UsageValueError("working_dir and workspace both name the workspace: give one of them")
     if spec.workspace_mode not in ("copy", "bind"):
@@ -146,15 +160,25 @@ def _check_values(spec: BackendSandboxSpec) -> None:
         value = getattr(spec, name)
         if value is not None:
             parse_bytes(value, name)
-    if spec.cpus is not None and not spec.cpus > 0:
-        raise UsageValueError(f"cpus={spec.cpus!r}: a sandbox needs more than no processor")
-    if spec.pids is not None and spec.pids < 1:
-        raise UsageValueError(f"pids={spec.pids!r}: a sandbox needs at least one process")
+    for name in ("image", "runtime"):
+        if getattr(spec, name) == "":
+            raise UsageValueError(f"{name} is empty: name one, or leave it out")
+    if spec.cpus is not None and not 0 < spec.cpus <= _MAX_CPUS:
+        what = "needs more than no processor" if not spec.cpus > 0 else f"has at most {_MAX_CPUS:,} processors"
+        raise UsageValueError(f"cpus={spec.cpus!r}: a sandbox {what}")
+    if spec.pids is not None and not 1 <= spec.pids <= _MAX_PIDS:
+        what = "needs at least one process" if spec.pids < 1 else f"has at most {_MAX_PIDS:,} processes, as the kernel has"
+        raise UsageValueError(f"pids={spec.pids!r}: a sandbox {what}")
+    for name, value in (spec.env or {}).items():
+        if not name or "=" in name or "\0" in name or "\0" in value:
+            raise UsageValueError(f"env: {name!r} cannot be a variable, or its value has a NUL character")
     if spec.pool < 0:
         raise UsageValueError(f"pool={spec.pool!r} is a number of sandboxes to keep warm, 0 for none")
     if spec.network is not None and spec.network not in ("none", "bridge"):
         parse_endpoints(spec.network)
-    for inside in spec.mounts or {}:
+    for inside, outside in (spec.mounts or {}).items():
+        if not os.fspath(outside).strip() or "\0" in os.fspath(outside):
+            raise UsageValueError(f"mounts: {os.fspath(outside)!r}, to be shown at {inside}, is no path of the host")
         if not inside.startswith("/") or "\0" in inside or ".." in inside.split("/"):
             raise UsageValueError(f"mounts: {inside!r} is no absolute path in the sandbox")
 
@@ -199,6 +223,8 @@ def parse_bytes(value: int | str, name: str) -> int:
         size = int(float(match[1]) * _UNITS[match[2].lower()])
     if size <= 0:
         raise UsageValueError(f"{name}={value!r}: a size is more than nothing")
+    if size > _MAX_BYTES:
+        raise UsageValueError(f"{name}={value!r}: at most {_MAX_BYTES:,} bytes, as the kernel counts them")
     return size
 
 

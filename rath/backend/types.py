@@ -35,6 +35,7 @@ from rath.backend.calls import (
     ToolExecutionFailure,
     ToolResult,
     WorkspaceDiff,
+    checked_call,
 )
 from rath.backend.closing import close_at_end, everything, track, tracked
 from rath.backend.gate import Gate, Reservation
@@ -209,8 +210,12 @@ class BackendSandbox(_Held):
 
     async def perform(self, call: BackendTool) -> ToolResult | bool:
         """Run a call."""
+        checked = checked_call(call)
+        if isinstance(checked, ToolExecutionFailure):
+            self.check()
+            return checked
         try:
-            return await self._inside(lambda: self.backend._adispatch(self, call))
+            return await self._inside(lambda: self.backend._adispatch(self, checked))
         except UnsupportedBackendTool as error:
             return ToolExecutionFailure("unsupported_tool", str(error))
 

@@ -126,6 +126,26 @@ def test_what_is_not_text_is_named_and_not_shown(tmp_path: Path) -> None:
     assert len(diff.text) < 1000
 
 
+@pytest.mark.skipif(shutil.which("git") is None, reason="there is no git")
+def test_git_applies_a_diff_but_for_its_binary_files(tmp_path: Path) -> None:
+    """A section without a header line made git read the next file's header as a part of it, and refuse everything."""
+    work, again = tmp_path / "work", tmp_path / "again"
+    work.mkdir()
+    for name in ("blob", "text"):
+        (work / name).write_bytes(b"one\0\n" if name == "blob" else b"one\n")
+    shutil.copytree(work, again)
+
+    def change(work: Path) -> None:
+        (work / "blob").write_bytes(b"two\0\n")
+        (work / "text").write_text("two\n")
+
+    _, _, diff = changes(tmp_path, change)
+    assert diff.binary == ("blob",)
+    applied = subprocess.run(["git", "apply", "--exclude=blob", "-"], input=diff.text.encode(), cwd=again, capture_output=True)
+    assert applied.returncode == 0, applied.stderr
+    assert ((again / "text").read_text(), (again / "blob").read_bytes()) == ("two\n", b"one\0\n")
+
+
 def test_caches_and_version_control_do_not_count(tmp_path: Path) -> None:
     (tmp_path / "work").mkdir()
 

@@ -107,3 +107,28 @@ def test_the_workspace_is_an_absolute_path_of_the_host(tmp_path: Path, monkeypat
     assert host_workspace(BackendSandboxSpec()) is None
     assert host_workspace(BackendSandboxSpec(working_dir="here")) == str(tmp_path / "here")
     assert host_workspace(BackendSandboxSpec(workspace=tmp_path)) == str(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("field", "bad"),
+    [
+        ("image", 5), ("image", b"x"), ("runtime", 5), ("pool", None), ("mounts", {"/x": 5}), ("mounts", {"/x": b"/srv"}),
+    ],
+)  # fmt: skip
+def test_a_value_of_a_type_that_only_some_backends_would_notice_is_refused(field: str, bad: Any) -> None:
+    with pytest.raises(UsageTypeError, match=field):
+        refuse_unsupported(BackendSandboxSpec(**{field: bad}), "any", ALL)
+
+
+@pytest.mark.parametrize(
+    ("field", "bad"),
+    [
+        ("image", ""), ("runtime", ""), ("mounts", {"/x": ""}), ("mounts", {"/x": "/a\0b"}), ("working_dir", "a\0b"),
+        ("workspace", "a\0b"), ("cpus", float("inf")), ("cpus", float("nan")), ("cpus", 1e9), ("pids", 2**31), ("pids", 0),
+        ("memory", 2**63), ("tmp", 2**70), ("disk", "999999999t"), ("env", {"": "x"}), ("env", {"A=B": "x"}),
+        ("env", {"A": "x\0"}), ("env", {"A": 1}), ("env", {1: "x"}),
+    ],
+)  # fmt: skip
+def test_what_no_machine_can_do_is_refused_by_the_name_of_its_field(field: str, bad: Any) -> None:
+    with pytest.raises(UsageValueError, match=field):
+        refuse_unsupported(BackendSandboxSpec(**{field: bad}), "any", ALL)

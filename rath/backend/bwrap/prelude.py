@@ -28,6 +28,11 @@ _LOOK = _EXECUTE | _READ | _READ_DIR
 
 
 def _limit(libc: ctypes.CDLL, resource: int, value: int) -> None:
+    both = ctypes.create_string_buffer(16)
+    if libc.getrlimit(resource, both) != 0:
+        raise OSError(ctypes.get_errno(), "a limit cannot be read", str(resource))
+    # Who starts us may have less, and nobody but root can raise that.
+    value = min(value, struct.unpack("QQ", both.raw)[1])
     if libc.setrlimit(resource, struct.pack("QQ", value, value)) != 0:
         raise OSError(ctypes.get_errno(), "a limit cannot be set", str(resource))
 

@@ -42,6 +42,7 @@ from rath.backend.docker.container import Identity
 from rath.backend.docker.engine import DockerEngine, EngineRefusal, NotThere
 from rath.backend.docker.exec_streams import ExecStreams, Kept, MainStreams
 from rath.backend.guest.commands import checked_env, limit_of
+from rath.backend.guest.files import raw_path
 from rath.backend.host.paths import Refused
 from rath.errors import SandboxBroken, SandboxClosed, SandboxError, UnsupportedBackendTool
 
@@ -49,6 +50,8 @@ __all__ = ["ExecContainer"]
 
 KEEP_BYTES = 4 << 20
 KILL_S = 1.7
+LAST_WORDS_S = 0.5
+"""Streams end in the moment that their container does, but not in order."""
 
 _REFUSALS = {
     "missing": ("file_not_found", "there is no {path!r}"),
@@ -195,6 +198,7 @@ class ExecContainer:
     ) -> _Ran:
         timeout_s = limit_of(timeout, self._timeout_s)
         given = stdin.encode() if isinstance(stdin, str) else stdin
+        raw_path(cwd or ".")
         arguments = [scripts.path_below(cwd or "."), b"" if given is None else str(len(given)).encode(), *map(_bytes, argv)]
         variables = {**self._env, **checked_env(env or {})}
         ran = await self._script(scripts.RUN, arguments, given, variables, timeout_s, KEEP_BYTES)
@@ -241,8 +245,7 @@ class ExecContainer:
         keep: int = KEEP_BYTES,
         good: tuple[str, ...] = ("0",),
     ) -> _Ran:
-        if not isinstance(path, str) or "\0" in path:
-            raise Refused("invalid_tool_arguments", f"{path!r} is no path")
+        raw_path(path)
         ran = await self._script(text, [scripts.path_below(path), *more], stdin, {"LC_ALL": "C"}, None, keep)
         if ran.verdict not in good:
             raise self._refused(ran, path)
@@ -288,7 +291,7 @@ class ExecContainer:
         try:
             exec_.send(stdin)
             async with asyncio.timeout(timeout_s):
-                await asyncio.shield(exec_.ended)
+                await self._end_of(exec_)
         except TimeoutError:
             await self._kill(nonce)
             await asyncio.wait([exec_.ended], timeout=KILL_S)
@@ -305,6 +308,12 @@ class ExecContainer:
         # Killed together with the script that would have told.
         return _Ran(exec_.stdout, exec_.stderr, exec_.verdict or "137", time.monotonic() - begun)
 
+    async def _end_of(self, exec_: ExecStreams) -> None:
+        """Wait until it has ended, or the container has: an engine does not always end the streams of what it stops."""
+        await asyncio.wait([exec_.ended, self.closed], return_when=asyncio.FIRST_COMPLETED)
+        if not exec_.ended.done():
+            await asyncio.wait([exec_.ended], timeout=LAST_WORDS_S)
+
     async def _start(self, command: list[str], nonce: str, variables: list[str], keep: int) -> ExecStreams:
         try:
             sock = await self._engine.exec_stream(self.id, command, user=self._user, env=variables)
@@ -315,7 +324,7 @@ class ExecContainer:
 
     async def _check_alive(self) -> None:
         """Raise if the container has ended: its streams end in the same moment, but not in order."""
-        await asyncio.wait([self.closed], timeout=0.5)
+        await asyncio.wait([self.closed], timeout=LAST_WORDS_S)
         if self._closing:
             raise SandboxClosed(f"sandbox {self.id[:12]} was closed while a call ran")
         if self.closed.done():
@@ -347,4 +356,7 @@ class ExecContainer:
 def _bytes(argument: str) -> bytes:
     if not isinstance(argument, str):
         raise Refused("invalid_tool_arguments", f"an argument of a command is a string, not {type(argument).__name__}")
-    return argument.encode("utf-8", "surrogateescape")
+    try:
+        return argument.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError as error:
+        raise Refused("invalid_tool_arguments", f"the command cannot be started: {error}") from None

@@ -216,9 +216,11 @@ class GuestBackend(Backend):
 
     async def _leave(self, sandbox: GuestSandbox) -> None:
         """:meth:`_stop`, and what is noted of the sandbox goes too."""
-        if sandbox.journal is not None:
-            sandbox.journal.finish()
-        await self._stop(sandbox)
+        try:
+            if sandbox.journal is not None:
+                sandbox.journal.finish()
+        finally:
+            await self._stop(sandbox)
         if sandbox.journal is not None:
             sandbox.journal.close()
 

@@ -277,11 +277,20 @@ def _describe(path: str, old: Shown | None, new: Shown | None) -> tuple[str, boo
     old_lines = [] if old is None else old.lines
     new_lines = [] if new is None else new.lines
     if old_lines is None or new_lines is None:
+        # Without this line `git apply` takes the next file's header for a part of this one, and refuses the whole.
+        head.append(f"index {_blob(old)}..{_blob(new)}\n")
         return "".join([*head, f"Binary files {from_name} and {to_name} differ\n"]), False
     hunks = _hunks(old_lines, new_lines)
     if hunks:
         head += [f"--- {from_name}\n", f"+++ {to_name}\n"]
     return "".join(head + hunks), True
+
+
+def _blob(shown: Shown | None) -> str:
+    """What git calls a content, in short; zeros, if there is none or it was too large to read."""
+    if shown is None or shown.data is None:
+        return "0" * 7
+    return hashlib.sha1(b"blob %d\0" % len(shown.data) + shown.data, usedforsecurity=False).hexdigest()[:7]
 
 
 def _hunks(old: list[str], new: list[str]) -> list[str]:

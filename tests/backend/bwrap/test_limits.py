@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -101,3 +103,19 @@ def test_a_scope_that_limits_nothing_opens_nothing(
     with pytest.raises(SandboxUnavailable, match="Failed to connect to bus|not delegated"):
         bwrap.open(BackendSandboxSpec(memory="64m"))
     bwrap.close(bwrap.open())  # what failed is in nobody's way
+
+
+@pytest.mark.parametrize(("limit", "hard"), [("RLIMIT_NOFILE", 1024), ("RLIMIT_NPROC", 200)])
+@pytest.mark.usefixtures("bwrap")
+def test_a_user_with_lower_limits_keeps_them(limit: str, hard: int) -> None:
+    """Nobody but root can raise a hard limit; asking for more than one has must not cost the sandbox."""
+    program = f"""
+import resource
+from rath.backend import BackendToolCommandRun, get
+resource.setrlimit(resource.{limit}, ({hard}, {hard}))
+asked = "import resource; print(resource.getrlimit(resource.{limit}))"
+with get("bwrap").open() as sandbox:
+    print(sandbox.dispatch(BackendToolCommandRun(["python3", "-c", asked])).stdout.decode())
+"""
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30)
+    assert ran.stdout.strip() == f"({hard}, {hard})", ran.stderr

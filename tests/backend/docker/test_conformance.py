@@ -11,6 +11,7 @@ from rath.backend.calls import (
     BackendToolFilesWrite,
     CodeResult,
     FileContent,
+    ToolExecutionFailure,
 )
 from rath.backend.types import BackendSandbox, BackendSandboxSpec
 from rath.testing.sandbox import SandboxConformance
@@ -59,6 +60,11 @@ class TestExecMode(SandboxConformance):
     def test_it_says_what_it_cannot(self, sandbox: BackendSandbox) -> None:
         can = sandbox.capabilities()
         assert (can.supports_copy, can.kills_exactly, can.keeps_state) == (False, False, False)
+
+    def test_what_no_argument_can_hold_is_refused(self, sandbox: BackendSandbox) -> None:
+        refused = sandbox.dispatch(BackendToolCommandRun(["echo", "\ud800"]))
+        assert isinstance(refused, ToolExecutionFailure)
+        assert refused.kind == "invalid_tool_arguments"
 
     def test_a_swap_during_the_call_does_not_lead_out(self, sandbox: BackendSandbox) -> None:
         # Each call takes 60 ms and looks once: few of them meet the moment that they need to answer.

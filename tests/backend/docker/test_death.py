@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -160,6 +161,27 @@ def test_a_container_removed_under_a_call_breaks_the_sandbox_at_once(docker_engi
     assert time.monotonic() - begun < within(2)
     with backend.open(BackendSandboxSpec(image=image)) as another:
         assert isinstance(another.dispatch(BackendToolCommandRun("true")), CommandResult)
+
+
+@pytest.mark.slow
+def test_a_container_that_is_stopped_under_an_upload_breaks_the_sandbox_at_once(docker_engine: DockerEngine) -> None:
+    """Without a guest: the engine does not end the stream of an exec whose input it has not got rid of."""
+    sandbox: Any = registry.get("docker").open(BackendSandboxSpec(image=NO_PYTHON))
+
+    async def stop_under_it() -> float:
+        call = BackendToolCommandRun("touch begun; cat > /dev/null; sleep 60", stdin=bytes(50 << 20))
+        task = asyncio.ensure_future(sandbox.perform(call))
+        while await sandbox.perform(BackendToolFilesExists("begun")) is not True:  # noqa: ASYNC110 - it is in a container
+            await asyncio.sleep(0.01)
+        container = sandbox.container.id
+        await ports.engine().call(docker_engine.ask_blocking, "stop it", lambda client: client.stop(container, timeout=0))
+        begun = time.monotonic()
+        with pytest.raises(SandboxBroken, match="unknown"):
+            await task
+        return time.monotonic() - begun
+
+    assert ports.engine().run(stop_under_it()) < within(2)
+    sandbox.backend.close(sandbox)
 
 
 @pytest.mark.slow
