@@ -32,6 +32,8 @@ _RETRYABLE_CODES = frozenset(
         "timeout_error",
     }
 )
+# A 429 that no waiting mends: the account has no money left.
+_LASTING_CODES = frozenset({"billing_hard_limit_reached", "insufficient_quota"})
 # What reading a hostile or broken reply can raise, here and in the SDKs.
 _READING_ERRORS = (ArithmeticError, TypeError, LookupError, AttributeError, ValueError, RecursionError)
 _IS_STATUS = re.compile(r"[1-5][0-9]{2}", re.ASCII).fullmatch
@@ -93,7 +95,7 @@ def stream_error(body: object, vendor: Vendor, *, status: int | None = None) -> 
     code, message = _code_and_message(body)
     if code is not None and _IS_STATUS(code):
         status = int(code)
-    retryable = code in _RETRYABLE_CODES if status is None else _is_retryable(status)
+    retryable = code in _RETRYABLE_CODES if status is None else _is_retryable(status, code)
     return ProviderError(
         f"{vendor.label} reported an error: {message or redact_text(_text(body))[:200]}",
         status=status,
@@ -102,8 +104,8 @@ def stream_error(body: object, vendor: Vendor, *, status: int | None = None) -> 
     )
 
 
-def _is_retryable(status: int) -> bool:
-    return status in _RETRYABLE_STATUS or status >= 500
+def _is_retryable(status: int, code: str | None) -> bool:
+    return (status in _RETRYABLE_STATUS and code not in _LASTING_CODES) or status >= 500
 
 
 def _code_and_message(body: object) -> tuple[str | None, str]:
@@ -238,7 +240,7 @@ def _map_status(error: Exception, vendor: Vendor, base_url: str) -> ProviderErro
         status=status,
         code=code,
         request_id=request_id,
-        retryable=_is_retryable(status),
+        retryable=_is_retryable(status, code),
         retry_after_s=_retry_after_s(response.headers),
     )
 

@@ -168,7 +168,7 @@ class BaseRun(ABC):
         response = await self._completer.complete(self._chat_request(turn, extra))
         choice = response.choices[0]
         message = choice.message
-        self.emit(events.MessageFinished, turn, message.content, len(message.tool_calls or ()), choice.finish_reason)
+        self.emit(events.MessageFinished, turn, _said(message), len(message.tool_calls or ()), choice.finish_reason)
         if replied is not None:
             replied(message)
         usage = counted(response.usage)
@@ -242,7 +242,7 @@ class Run(BaseRun):
         return step(start_state(self.request.max_tool_rounds), Begin())
 
     def _replied(self, message: RathLLMAssistantMessage) -> None:
-        self._feed(Replied(message.content, message.tool_calls or ()))
+        self._feed(Replied(_said(message), message.tool_calls or ()))
 
     def _feed(self, event: Input) -> None:
         self._state, actions = step(self._state, event)
@@ -414,6 +414,10 @@ class CompressRun(BaseRun):
 
 def _messages(head: ChunkTable, transcript: ChunkTable, extra: tuple[RathLLMMessage, ...]) -> tuple[RathLLMMessage, ...]:
     return (*chunk_table_to_messages(head), *chunk_table_to_messages(transcript), *extra)
+
+
+def _said(message: RathLLMAssistantMessage) -> str | None:
+    return message.refusal if message.content is None else message.content
 
 
 def _describe(error: BaseException) -> str:

@@ -65,6 +65,14 @@ def test_the_status_says_whether_to_try_again(vendor: str, stream: bool):
     assert len(server.requests) == len(statuses), "an attempt is one request"
 
 
+@STREAMING
+@pytest.mark.parametrize("status", [200, 429])
+def test_an_account_without_money_is_not_asked_again(stream: bool, status: int):
+    body = {"error": {"message": "You have no quota.", "type": "insufficient_quota", "code": "insufficient_quota"}}
+    error = failure("openai", Raw(status=status, body=json.dumps(body).encode()), stream=stream)
+    assert (error.code, error.retryable) == ("insufficient_quota", False)
+
+
 @BOTH
 def test_the_request_id_is_kept_for_the_providers_support(vendor: str):
     header = {"openai": "x-request-id", "anthropic": "request-id"}[vendor]

@@ -754,6 +754,13 @@ def test_counts_that_are_no_numbers_are_usage_that_nobody_knows():
     assert out.cumulative_usage == RathLLMTokenUsage(2, 4, 6)
 
 
+def test_a_refusal_is_what_the_model_said():
+    refused = reply()
+    message = replace(refused.choices[0].message, refusal="I may not.")
+    out = loop(Provider(model="m"), executor=Executor(replace(refused, choices=(replace(refused.choices[0], message=message),))))
+    assert out.chunk_table[-1].text == "I may not."
+
+
 def test_an_executor_completes_and_dispatches():
     executor = Executor(reply(None, ("record", '{"n": 1}')), reply("done"))
     out = loop(Provider(model="m"), executor=executor, tools=[Recorder()])
