@@ -147,6 +147,7 @@ _BUILT_IN: dict[tuple[str, str], str] = {
     ("run", "session_compress"): "rath.runtime.driver:drive_compress",
     ("run", "custom"): "rath.runtime.custom:drive_custom",
     ("log", "jsonl"): "rath.session.persistence.runlog:open_run_log",
+    ("log", "file"): "rath.session.persistence.paths:session_file",
     ("log", "peek"): "rath.session.persistence.resume:peek_log",
     ("log", "reopen"): "rath.session.persistence.resume:reopen_run_log",
     ("log", "resume"): "rath.session.persistence.resume:resume_session",

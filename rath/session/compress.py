@@ -54,10 +54,11 @@ def run_session_compress(
     client = check_streaming(agent_provider, executor, on_event)
     node = Node("run_session_compress", (user_session.id, agent_session.id), call_site())
     extras = (("compression.lossy", True), ("compression.rows_out", 1))
+    record = new_record(node.op, LineageKind.OP_SESSION_COMPRESS, (user_session, agent_session), extras)
     return submit(
         RunRequest(
             node=node,
-            record=new_record(node.op, LineageKind.OP_SESSION_COMPRESS, (user_session, agent_session), extras),
+            record=record,
             user=user_session,
             agent=agent_session,
             provider=agent_provider,
@@ -69,7 +70,7 @@ def run_session_compress(
             instruction=(compress_instruction or "").strip() or DEFAULT_INSTRUCTION,
             sandbox_handle_id=sandbox_handle_id,
             timeout_s=timeout_s,
-            **log_options(persist, persist_path),
+            **log_options(persist, persist_path, record.id),
         ),
         "session_compress",
         lazy=lazy,

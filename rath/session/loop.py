@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypedDict, get_args, runtime_checkable
+from uuid import UUID
 
 from rath.core import ports
 from rath.core.node import Node, call_site
@@ -180,10 +181,11 @@ def run_session_loop(
     client = check_streaming(agent_provider, executor, on_event)
     table, schemas = tools_of(tools, executor)
     node = Node("run_session_loop", (user_session.id, agent_session.id), call_site())
+    record = new_record(node.op, LineageKind.OP_SESSION_LOOP, (user_session, agent_session))
     return submit(
         RunRequest(
             node=node,
-            record=new_record(node.op, LineageKind.OP_SESSION_LOOP, (user_session, agent_session)),
+            record=record,
             user=user_session,
             agent=agent_session,
             provider=agent_provider,
@@ -195,7 +197,7 @@ def run_session_loop(
             max_tool_rounds=max_tool_rounds,
             sandbox_handle_id=sandbox_handle_id,
             timeout_s=timeout_s,
-            **log_options(persist, persist_path),
+            **log_options(persist, persist_path, record.id),
             middleware=tuple(middleware),
         ),
         "session_loop",
@@ -203,19 +205,23 @@ def run_session_loop(
     )
 
 
-def log_options(persist: bool | Durability, persist_path: Path | str | None) -> _LogOptions:
-    """Whether, where and how durably a run is logged.
+def log_options(persist: bool | Durability, persist_path: Path | str | None, session_id: UUID) -> _LogOptions:
+    """Whether, how durably and where a run is logged: as it is meant at the call, whatever directory it starts in.
 
     Raises:
         UsageValueError: there is no such level.
+        UsageError: there is no directory for logs, because this user has no home.
     """
     levels = get_args(Durability)
     if isinstance(persist, str) and persist not in levels:
         raise UsageValueError(f"persist is True, False, or one of {', '.join(map(repr, levels))}; got {persist!r:.60}")
+    path = None if persist_path is None else _meant_now(persist_path)
+    if path is None and persist:
+        path = ports.load("log", "file")(session_id)
     return {
-        "persist": bool(persist) or persist_path is not None,
+        "persist": path is not None,
         "durability": persist if isinstance(persist, str) else "turn",
-        "persist_path": None if persist_path is None else _meant_now(persist_path),
+        "persist_path": path,
     }
 
 

@@ -55,7 +55,7 @@ class RunRequest:
         schemas: what the model is told of them.
         client: the model, when there is no executor.
         executor: completes and dispatches in the client's stead.
-        persist: whether to write a log, at ``durability``; ``persist_path`` says where if not in ``.openrath/sessions``.
+        persist: whether to write a log, at ``durability``, to ``persist_path``.
         resume: the log to go on with, instead.
         timeout_s: for the whole run, in seconds.
     """

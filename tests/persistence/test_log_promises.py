@@ -14,7 +14,7 @@ import pytest
 from rath.backend.types import BackendSandboxSpec
 from rath.errors import DamagedLog, PersistenceError, UsageTypeError, UsageValueError
 from rath.llm.types import RathLLMTokenUsage
-from rath.session import run_session_loop
+from rath.session import gather, run_session_loop
 from rath.session.chunk import ChunkKind, ChunkRow, user_text_chunk
 from rath.session.persistence.format import MAX_OTHER_BYTES
 from rath.session.persistence.manage import delete_session, list_persisted_sessions, writer_of
@@ -239,10 +239,14 @@ def test_a_relative_path_means_the_directory_of_the_call(tmp_path: Path, monkeyp
     (tmp_path / "there").mkdir()
     monkeypatch.chdir(tmp_path)
     agent = Session.from_agent_prompt("a")
-    slow = ScriptedClient(["one", "two"], latency_s=0.2).as_provider()
+    slow = ScriptedClient(["one", "two", "three"], latency_s=0.2).as_provider()
     before = run_session_loop(Session.from_user_message("go"), agent, agent_provider=slow)
     after = run_session_loop(before, agent, agent_provider=slow, persist_path="a.jsonl")
-    monkeypatch.chdir(tmp_path / "there")  # the second run cannot have begun
-    after.synchronize()
+    monkeypatch.setenv("OPENRATH_HOME", "data")
+    beside = run_session_loop(before, agent, agent_provider=slow, persist=True)
+    monkeypatch.chdir(tmp_path / "there")  # neither run can have begun
+    monkeypatch.delenv("OPENRATH_HOME")
+    gather(after, beside)
     assert load_session("", path=tmp_path / "a.jsonl").closed
-    assert not (tmp_path / "there" / "a.jsonl").exists()
+    assert load_session("", path=tmp_path / "data" / "sessions" / f"{beside.id}.jsonl").closed
+    assert not list((tmp_path / "there").iterdir())
