@@ -50,8 +50,10 @@ say(call[0], ended, attempt(lambda: backend.open(spec)), attempt(lambda: backend
 input()
 with backend.open(spec) as again:
     echo = again.dispatch(BackendToolCommandRun("echo again")).stdout
-time.sleep(1)
-say(echo.decode(), sorted({one.kind for one in everything(engine(), owner().id)} - {"volume"}))
+until = time.monotonic() + 10
+while (left := {one.kind for one in everything(engine(), owner().id)} - {"volume"}) and time.monotonic() < until:
+    time.sleep(0.1)
+say(echo.decode(), sorted(left))
 """
 
 
