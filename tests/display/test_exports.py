@@ -100,6 +100,7 @@ def test_what_mermaid_obeys_though_it_is_an_entity_is_kept_apart(label: str, ins
     assert f'["{inside}<br/>' in lineage_mermaid([node(1, label=label)])
 
 
+@pytest.mark.slow
 def test_a_data_frame_takes_lone_surrogates() -> None:
     frame = SessionGraph([node(1, label="a\ud800b", operator="o")]).to_frame()
     assert (frame["label"][0], frame["operator"][0], frame["parents"][0]) == (r"a\ud800b", "o", [])

@@ -111,6 +111,7 @@ def test_a_graph_in_a_notebook_that_is_not_trusted_is_a_tree_of_text() -> None:
     assert first.id.hex[:8] in rest[0]
 
 
+@pytest.mark.slow
 def test_a_graph_of_long_names_stays_below_a_megabyte_with_its_tree() -> None:
     sessions = [Session(ChunkTable((user_text_chunk("x"),)), lineage_operator="W" * 5_000) for _ in range(400)]
     html = rath.lineage(sessions)._repr_html_()

@@ -280,14 +280,15 @@ for number, level in enumerate(sys.argv[2:], 1):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(subprocess.run(["which", "strace"], capture_output=True).returncode != 0, reason="needs strace")
 @pytest.mark.parametrize(
     ("levels", "synced"),
     [
         (("process", "process", "turn"), [2, 1]),
-        pytest.param(("process", "process", "process"), [], marks=pytest.mark.slow),
-        pytest.param(("process", "turn", "process", "record"), [3, 2], marks=pytest.mark.slow),
-        pytest.param(("turn", "turn"), [], marks=pytest.mark.slow),
+        (("process", "process", "process"), []),
+        (("process", "turn", "process", "record"), [3, 2]),
+        (("turn", "turn"), []),
     ],
 )
 def test_a_log_makes_what_it_builds_on_as_durable_as_itself(tmp_path: Path, levels: tuple[str, ...], synced: list[int]) -> None:
@@ -329,10 +330,11 @@ else:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(subprocess.run(["which", "strace"], capture_output=True).returncode != 0, reason="needs strace")
 @pytest.mark.parametrize(
     ("how", "durable"),
-    [("turn", True), *(pytest.param(*case, marks=pytest.mark.slow) for case in (("repair", True), ("process", False)))],
+    [("turn", True), ("repair", True), ("process", False)],
 )
 def test_who_goes_on_with_a_log_makes_what_it_builds_on_as_durable_as_itself(tmp_path: Path, how: str, durable: bool) -> None:
     command = ["strace", "-f", "-y", "-s", "100", "-e", "trace=fdatasync,write", "-o", str(tmp_path / "trace")]

@@ -641,6 +641,7 @@ def test_a_graph_keeps_no_session_and_no_rows_alive():
     assert graph.refresh()[session_id].usage == graph[session_id].usage
 
 
+@pytest.mark.slow
 def test_a_transcript_of_a_running_session_is_what_is_there():
     session = answer(create_user_session("Go."), latency_s=0.8)
     graph = lineage(session)
