@@ -47,6 +47,7 @@ def run_session_compress(
     Raises:
         UsageValueError: ``on_event`` with ``executor``.
         UsageTypeError: arguments of wrong types; ``on_event`` with a client that cannot stream.
+        UsageError: ``persist`` without a directory for logs: this user has no home, and ``OPENRATH_HOME`` names none.
 
     Reading the output raises ``RathError`` (a ``RuntimeError``) if the model called a tool or said nothing.
     """

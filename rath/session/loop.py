@@ -175,6 +175,7 @@ def run_session_loop(
         ToolNameConflictError: two tools have one name.
         UsageValueError: ``on_event`` with ``executor``; a negative limit.
         UsageTypeError: arguments of wrong types; ``on_event`` with a client that cannot stream.
+        UsageError: ``persist`` without a directory for logs: this user has no home, and ``OPENRATH_HOME`` names none.
     """
     check_arguments(user_session, agent_session, on_event, timeout_s, persist_path)
     check_loop(max_tool_rounds, middleware)
